@@ -1,0 +1,81 @@
+"""Command lines: a parser whose errors are one line, and the types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from typing import NoReturn
+
+from tofmipd.errors import USAGE
+from tofmipd.settings import Listen
+
+_WIDTH = 88
+
+
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """Help of one width whatever the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=_WIDTH)
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with status 64 (EX_USAGE) and one line; names the nearest option to an unknown one."""
+
+    def __init__(self, prog: str, description: str, usage: str) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            formatter_class=_Format,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._optionals.title = "options"
+
+    def parse_known(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse all of ``arguments``; ends the program for an unknown one."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return options
+
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; see --help"
+        what = "option" if word.startswith("-") else "argument"
+        return f"unknown {what} {name!r}{hint}"
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def host_port(text: str) -> Listen:
+    """``HOST:PORT``, split at the last colon; an empty host means all interfaces."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return Listen(host, int(port))
+
+
+def host_port_v6(text: str) -> Listen:
+    """The same for IPv6; the host may stand in brackets."""
+    listen = host_port(text)
+    return Listen(listen.host.removeprefix("[").removesuffix("]"), listen.port, ipv6=True)
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,8}(\.[0-9]{1,3})?", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return float(text)

@@ -1,0 +1,105 @@
+"""The octets of one message between its arrival and its hand-off."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+MEMORY_LIMIT_OCTETS = 1 << 20
+BLOCK_OCTETS = 256 << 10
+
+
+class Content:
+    """A message in wire form: in memory up to 1 MiB, then in a file without a name.
+
+    Written once, then read any number of times.  Writing raises OSError when there is no room.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self.size_octets = 0
+
+    def write(self, block: bytes) -> None:
+        self.size_octets += len(block)
+        if self._file is None and self.size_octets > MEMORY_LIMIT_OCTETS:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - close() ends it
+            for earlier in self._blocks:
+                _write_all(self._file, earlier)
+            self._blocks.clear()
+        if self._file is None:
+            self._blocks.append(block)
+        else:
+            _write_all(self._file, block)
+
+    def head(self, octets: int) -> bytes:
+        """The first octets, at most as many as are asked for."""
+        if self._file is not None:
+            return os.pread(self._file.fileno(), octets, 0)
+        if len(self._blocks) > 1:
+            self._blocks = [b"".join(self._blocks)]
+        return self._blocks[0][:octets] if self._blocks else b""
+
+    def blocks(self, start: int = 0) -> Iterator[bytes]:
+        """All octets from ``start`` on, in large pieces."""
+        if self._file is None:
+            whole = self.head(self.size_octets)
+            if start < len(whole):
+                yield whole[start:] if start else whole
+            return
+        while block := os.pread(self._file.fileno(), BLOCK_OCTETS, start):
+            yield block
+            start += len(block)
+
+    def close(self) -> None:
+        """Give memory and disk back; safe to call twice."""
+        self._blocks.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _write_all(file: IO[bytes], block: bytes) -> None:
+    """A raw file may take less than it is given."""
+    view = memoryview(block)
+    while view:
+        view = view[file.write(view) :]
+
+
+_LINE_BEGINS_WITH_DOT = re.compile(rb"(\A|\r\n)\.")
+
+
+def stuffed(octets: bytes) -> bytes:
+    """Whole lines as they go over the wire: a leading dot is doubled (RFC 5321 section 4.5.2)."""
+    if not octets.startswith(b".") and b"\r\n." not in octets:
+        return octets
+    return _LINE_BEGINS_WITH_DOT.sub(rb"\1..", octets)
+
+
+def unstuffed(octets: bytes) -> bytes:
+    """The opposite of ``stuffed``."""
+    if not octets.startswith(b".") and b"\r\n." not in octets:
+        return octets
+    return _LINE_BEGINS_WITH_DOT.sub(rb"\1", octets)
+
+
+def as_local_text(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Wire form as programs on this machine expect it: LF line ends, dots no longer stuffed."""
+    held, skip = b"\r\n", 1
+    for block in blocks:
+        text = held + block
+        # A line end is kept back until it is known whether a dot follows it.
+        held = b"\r\n" if text.endswith(b"\r\n") else text[-1:] if text.endswith(b"\r") else b""
+        local = _local(text[: len(text) - len(held)])
+        if local:
+            yield local[skip:]
+            skip = 0
+    if local := _local(held)[skip:]:
+        yield local
+
+
+def _local(wire: bytes) -> bytes:
+    return wire.replace(b"\r\n.", b"\n").replace(b"\r\n", b"\n")

@@ -1,0 +1,21 @@
+"""Errors that end the program: one line for the person, a status from sysexits.h."""
+
+from __future__ import annotations
+
+import os
+
+USAGE = os.EX_USAGE
+UNAVAILABLE = os.EX_UNAVAILABLE
+SOFTWARE = os.EX_SOFTWARE
+CANT_CREATE = os.EX_CANTCREAT
+TEMPORARY = os.EX_TEMPFAIL
+PERMISSION = os.EX_NOPERM
+CONFIG = os.EX_CONFIG
+
+
+class Fatal(Exception):
+    """The program cannot go on; ``str()`` is one line that says what to do."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status

@@ -1,0 +1,273 @@
+"""One connection to a next hop: smtplib sets it up, the transactions are ours."""
+
+from __future__ import annotations
+
+import re
+import select
+import smtplib
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tofmipd.handoff.copy import Copy, HandOffFailed
+from tofmipd.handoff.replies import BadReply, NextHopReply, ReplyReader, refusal
+from tofmipd.smtp.reply import Reply, printable
+
+MESSAGES_PER_CONNECTION = 100
+_BATCH = 100
+_ADDRESS = re.compile(rb"[^\x00-\x20\x7f<>]*|\"[^\x00-\x1f\x7f<>]*\"@[^\x00-\x20\x7f<>]+")
+_RECEIVE_OCTETS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where to, as whom, how; times are in seconds.  Equal ones share connections."""
+
+    host: str
+    port: int = 25
+    username: str = ""
+    password: str = field(default="", repr=False)
+    starttls: bool = False
+    cafile: str = ""
+    certfile: str = ""
+    keyfile: str = ""
+    local_name: str = "localhost"
+    connect_timeout: float = 30
+    reply_timeout: float = 120
+    dot_timeout: float = 600
+    messages: int = MESSAGES_PER_CONNECTION
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def loopback(self) -> bool:
+        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+
+class Stale(Exception):
+    """A kept connection had gone before anything of this transaction was answered."""
+
+
+class Connection:
+    """An open, greeted, authenticated session with the next hop.
+
+    Raises HandOffFailed when it cannot be made.
+    """
+
+    def __init__(self, hop: NextHop) -> None:
+        self._hop = hop
+        self._reader = ReplyReader()
+        self._answered = False
+        self.messages = 0
+        self.usable = True
+        self.idle_since = 0.0
+        client = _open(hop)
+        self._features = {name.lower() for name in client.esmtp_features}
+        # From here on the socket is ours; smtplib's own reader is not used any more.
+        self._client = client
+        assert client.sock is not None
+        self._socket: socket.socket = client.sock
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def close(self) -> None:
+        self.usable = False
+        self._client.close()
+
+    def quit(self) -> None:
+        """Part politely; what the next hop says to it does not matter."""
+        try:
+            self._socket.settimeout(1)
+            self._socket.sendall(b"QUIT\r\n")
+        except OSError:
+            pass
+        self.close()
+
+    def alive(self) -> bool:
+        """Whether the next hop has neither closed nor said anything unasked."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return self.usable and not poll.poll(0)
+
+    def send(self, copy: Copy) -> str:
+        """One transaction; returns the final reply.
+
+        Raises HandOffFailed, and Stale if this connection had been used before and is gone.
+        """
+        self._answered = False
+        try:
+            return self._transaction(copy)
+        except HandOffFailed:
+            self.close()
+            raise
+        except (OSError, BadReply) as error:
+            self.close()
+            if self.messages and not self._answered and not isinstance(error, TimeoutError):
+                raise Stale from error
+            raise HandOffFailed(_lost(self._hop, error)) from error
+
+    def _transaction(self, copy: Copy) -> str:
+        mail = self._mail_command(copy)
+        rcpts = [b"RCPT TO:<%s>\r\n" % _checked(address) for address in copy.recipients]
+        self._socket.settimeout(self._hop.reply_timeout)
+        replies = self._commands([mail, *rcpts, b"DATA\r\n"], copy)
+        if replies[-1].code != 354:
+            raise HandOffFailed(refusal(replies[-1]))
+        try:
+            self._send_body(copy)
+        except ConnectionError as error:
+            self._socket.settimeout(1)
+            reply = self._early_reply()
+            if reply is None or reply.code < 400:
+                raise error
+            raise HandOffFailed(refusal(reply)) from error
+        self._socket.settimeout(self._hop.dot_timeout)
+        reply = self._reply(self._hop.dot_timeout)
+        if reply.code // 100 != 2:
+            raise HandOffFailed(refusal(reply))
+        if not self._reader.idle:
+            self.usable = False
+        self.messages += 1
+        return str(reply)
+
+    def _mail_command(self, copy: Copy) -> bytes:
+        command = b"MAIL FROM:<%s>" % _checked(copy.sender)
+        if "size" in self._features:
+            command += b" SIZE=%d" % copy.size_octets
+        if copy.eight_bit:
+            if "8bitmime" not in self._features:
+                text = "The next hop does not take 8-bit messages"
+                raise HandOffFailed(Reply(554, "6.3", (text,)))
+            command += b" BODY=8BITMIME"
+        return command + b"\r\n"
+
+    def _commands(self, commands: Sequence[bytes], copy: Copy) -> list[NextHopReply]:
+        """Send all, together where the next hop takes that (RFC 2920); the reply to each.
+
+        Raises HandOffFailed for the first refusal of the sender or of a recipient.
+        """
+        size = _BATCH if "pipelining" in self._features else 1
+        replies: list[NextHopReply] = []
+        for start in range(0, len(commands), size):
+            batch = commands[start : start + size]
+            self._socket.sendall(b"".join(batch))
+            for _ in batch:
+                reply = self._reply(self._hop.reply_timeout)
+                self._judge(reply, len(replies), copy)
+                replies.append(reply)
+        return replies
+
+    def _judge(self, reply: NextHopReply, number: int, copy: Copy) -> None:
+        if number == 0 and reply.code == 421 and self.messages:
+            raise ConnectionResetError("closed by the next hop")
+        self._answered = True
+        if number > len(copy.recipients) or reply.code // 100 == 2:
+            return
+        about = copy.recipients[number - 1] if number else copy.sender
+        raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
+
+    def _send_body(self, copy: Copy) -> None:
+        held = b""
+        for block in copy.blocks():
+            if held:
+                self._socket.sendall(held)
+            held = block
+        self._socket.sendall(held + b".\r\n")
+
+    def _reply(self, limit_seconds: float) -> NextHopReply:
+        """The next reply.  Raises TimeoutError, ConnectionError, BadReply."""
+        deadline = time.monotonic() + limit_seconds
+        while (reply := self._reader.reply()) is None:
+            octets = self._socket.recv(_RECEIVE_OCTETS)
+            if not octets:
+                raise ConnectionResetError("closed by the next hop")
+            self._reader.feed(octets)
+            if time.monotonic() > deadline:
+                raise TimeoutError("no whole reply in time")
+        return reply
+
+    def _early_reply(self) -> NextHopReply | None:
+        """What the next hop said before it closed in the middle of a message."""
+        try:
+            return self._reply(1)
+        except (OSError, BadReply):
+            return None
+
+
+def _checked(address: bytes) -> bytes:
+    """The address as it may stand between angle brackets."""
+    if not _ADDRESS.fullmatch(address):
+        text = printable(f"not an address: {address.decode('utf-8', 'replace')}", 120)
+        raise HandOffFailed(Reply(451, "3.5", (text,)))
+    return address
+
+
+def _open(hop: NextHop) -> smtplib.SMTP:
+    """Connect, greet, and where asked start TLS and log in.  Raises HandOffFailed."""
+    client = smtplib.SMTP(local_hostname=hop.local_name, timeout=hop.connect_timeout)
+    try:
+        code, greeting = client.connect(hop.host, hop.port)
+        if code != 220:
+            raise smtplib.SMTPConnectError(code, greeting)
+        client.ehlo_or_helo_if_needed()
+        if hop.starttls:
+            client.starttls(context=_tls_context(hop))
+            client.ehlo_or_helo_if_needed()
+        if hop.username and hop.password:
+            client.login(hop.username, hop.password)
+    except HandOffFailed:
+        client.close()
+        raise
+    except (OSError, ValueError) as error:  # smtplib's own exceptions are OSErrors
+        client.close()
+        raise HandOffFailed(_not_opened(hop, error)) from error
+    return client
+
+
+def _tls_context(hop: NextHop) -> ssl.SSLContext:
+    """Certificates are verified, but for a next hop on this very machine without a CA file."""
+    try:
+        context = ssl.create_default_context(cafile=hop.cafile or None)
+        if hop.certfile:
+            context.load_cert_chain(hop.certfile, hop.keyfile or None)
+    except OSError as error:
+        text = f"SMTPSSL_CAFILE, _CERTFILE or _KEYFILE cannot be loaded: {error.strerror or error}"
+        raise HandOffFailed(_temporary("3.5", text)) from error
+    if hop.loopback and not hop.cafile:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _not_opened(hop: NextHop, error: Exception) -> Reply:
+    """Nothing has been sent yet: whatever the reason, the client may try again."""
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            return _temporary("7.0", f"next hop {hop} refuses the login (SMTPAUTH_USERNAME)")
+        case smtplib.SMTPNotSupportedError():
+            return _temporary("7.4", f"next hop {hop}: {error}")
+        case smtplib.SMTPResponseException(smtp_code=code, smtp_error=text):
+            said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            return _temporary("4.1", f"next hop {hop} says: {code} {said}")
+        case ssl.SSLError():
+            return _temporary("7.5", f"next hop {hop}: TLS failed: {error}")
+        case TimeoutError():
+            return _temporary("4.1", f"next hop {hop} does not answer")
+        case OSError(strerror=str() as reason):
+            return _temporary("4.1", f"next hop {hop}: {reason}")
+    return _temporary("4.1", f"next hop {hop}: {error}")
+
+
+def _lost(hop: NextHop, error: Exception) -> Reply:
+    if isinstance(error, BadReply):
+        return _temporary("5.0", f"next hop {hop}: {error}")
+    if isinstance(error, TimeoutError):
+        return _temporary("4.2", f"next hop {hop} does not answer in time")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return _temporary("4.2", f"connection to next hop {hop} lost: {reason}")
+
+
+def _temporary(detail: str, text: str) -> Reply:
+    return Reply(451, detail, (printable(text),))

@@ -1,0 +1,56 @@
+"""What is handed over, how, and how that can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tofmipd.content import Content, stuffed
+from tofmipd.smtp.reply import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One message for some recipients.
+
+    ``sender`` is empty for the null sender.  ``header`` ends with its empty line; the body is
+    ``content`` from ``body_start`` on, in wire form.  ``eight_bit``: the client said 8BITMIME.
+    """
+
+    sender: bytes
+    recipients: tuple[bytes, ...]
+    header: bytes
+    content: Content
+    body_start: int = 0
+    eight_bit: bool = False
+
+    @property
+    def size_octets(self) -> int:
+        return len(self.header) + self.content.size_octets - self.body_start
+
+    def blocks(self) -> Iterator[bytes]:
+        """The whole message in wire form; the header travels with the first piece of the body."""
+        body = self.content.blocks(self.body_start)
+        yield stuffed(self.header) + next(body, b"")
+        yield from body
+
+
+class HandOffFailed(Exception):
+    """The copy was not taken.  ``reply`` is what the client should hear."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+class Transport(Protocol):
+    """A way to hand copies over.  Called from many threads at once."""
+
+    def send(self, copy: Copy) -> str:
+        """Hand one copy over; all its recipients have it then.
+
+        Returns what the next hop said.  Raises HandOffFailed; then none of them has it, as far
+        as can be known.
+        """
+        ...

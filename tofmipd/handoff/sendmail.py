@@ -1,0 +1,112 @@
+"""Hand-off to a sendmail program (TMDA reference, section 5.10)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO
+
+from tofmipd import cpus
+from tofmipd.content import as_local_text
+from tofmipd.handoff.copy import Copy, HandOffFailed
+from tofmipd.smtp.reply import Reply, printable
+
+log = logging.getLogger(__name__)
+
+PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
+# sysexits.h: failures that may pass.  All others are final, as Postfix and qmail have it.
+_TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL})
+_STATUS = {os.EX_NOUSER: "1.1", os.EX_NOHOST: "1.2", os.EX_DATAERR: "6.0", os.EX_NOPERM: "7.1"}
+_OUTPUT_LIMIT_OCTETS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class SendmailTransport:
+    """``program -i -f SENDER -- RECIPIENT...``, the message on standard input.
+
+    ``null_sender`` is how the null sender is spelt for ``-f``.  ``timeout`` is in seconds for
+    the whole run.  The program gets ``environment`` and no other variable.
+    """
+
+    program: str
+    null_sender: str
+    environment: Mapping[str, str]
+    directory: str = "/"
+    timeout: float = 600
+
+    def __str__(self) -> str:
+        return self.program
+
+    def send(self, copy: Copy) -> str:
+        """See Transport.  Standard input is a file: a program that stalls holds up no pipe."""
+        sender = copy.sender.decode("utf-8", "surrogateescape") or self.null_sender
+        recipients = [address.decode("utf-8", "surrogateescape") for address in copy.recipients]
+        arguments = [self.program, "-i", "-f", sender, "--", *recipients]
+        with tempfile.TemporaryFile() as message, tempfile.TemporaryFile() as output:
+            try:
+                for block in as_local_text(copy.blocks()):
+                    message.write(block)
+                message.seek(0)
+            except OSError as error:
+                raise _temporary("3.1", f"no room for the message: {error.strerror}") from error
+            status = self._run(arguments, message, output)
+            self._judge(status, output)
+        return f"{os.path.basename(self.program)} exited with 0"
+
+    def _run(self, arguments: list[str], message: IO[bytes], output: IO[bytes]) -> int:
+        try:
+            with cpus.all_of_them():
+                process = subprocess.Popen(
+                    arguments,
+                    stdin=message,
+                    stdout=output,
+                    stderr=output,
+                    cwd=self.directory,
+                    env=dict(self.environment),
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise _temporary("3.5", f"{self.program} cannot be run: {reason}") from error
+        if not _wait(process, self.timeout):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise _temporary("3.0", f"{self.program} did not end within {self.timeout:g} s")
+        return process.wait()
+
+    def _judge(self, status: int, output: IO[bytes]) -> None:
+        if status == 0:
+            return
+        output.seek(0)
+        said = printable(output.read(_OUTPUT_LIMIT_OCTETS).decode("utf-8", "replace").strip())
+        log.warning("%s ended with status %d: %s", self.program, status, said)
+        name = os.path.basename(self.program)
+        if status < 0:
+            raise _temporary("3.0", f"{name} was ended by signal {-status}")
+        if status in _TEMPORARY:
+            raise _temporary("3.0", f"{name} cannot take the message now (status {status})")
+        text = f"{name} refuses the message (status {status})"
+        raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)))
+
+
+def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Whether the process ended in time, without the naps that Popen.wait takes."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(detail: str, text: str) -> HandOffFailed:
+    return HandOffFailed(Reply(451, detail, (printable(text),)))

@@ -1,0 +1,246 @@
+"""The user's own side of a message: configuration, tags, hand-off.
+
+This runs with the uid of the user: in personal mode in the session's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tofmipd import __version__
+from tofmipd.content import Content, stuffed, unstuffed
+from tofmipd.dates import rfc5322_date
+from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
+from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
+from tofmipd.handoff.sendmail import PROGRAMS, SendmailTransport
+from tofmipd.handoff.smtp import Pool, SmtpTransport
+from tofmipd.settings import NextHopLimits
+from tofmipd.smtp import replies
+from tofmipd.smtp.envelope import Envelope
+from tofmipd.smtp.reply import Reply, printable
+from tofmipd.tmda import header
+from tofmipd.tmda.config import Config
+from tofmipd.tmda.errors import MissingConfig, UserFileError
+from tofmipd.tmda.inject import Report, Stamp, Tagged, tag_message
+from tofmipd.tmda.userfiles import Profile, UserFiles
+
+log = logging.getLogger(__name__)
+
+HEADER_LIMIT_OCTETS = 1 << 20
+_AGENT = f"tofmipd/{__version__}".encode()
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
+
+# Told of every copy that the next hop has taken: sender, reports, the next hop's words.
+Observer = Callable[[str, tuple[Report, ...], str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a login stands for.  ``home`` is where ``~`` leads."""
+
+    login: str
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What is the same for all users of a process."""
+
+    host_name: str
+    received: str
+    limits: NextHopLimits
+    pool: Pool
+    observer: Observer | None = None
+
+
+class Outbound:
+    """Takes messages of one user and hands them over, tagged.  Safe for threads."""
+
+    def __init__(self, identity: Identity, files: UserFiles, house: House) -> None:
+        self._identity = identity
+        self._files = files
+        self._house = house
+        self._numbers = itertools.count(secrets.randbits(20))
+        self._warned: tuple[str, ...] = ()
+        self._chosen: tuple[Config, Transport] | None = None
+
+    def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
+        """Tag and hand over; the reply is for the client.  Raises nothing that is not a bug."""
+        try:
+            profile = self._files.profile()
+            self._warn_of_unused(profile.config)
+            head = unstuffed_head(content)
+            if head is None:
+                return replies.HEADER_TOO_BIG
+            fields, start = header.parse(head)
+            recipients = [recipient.encode() for recipient in envelope.recipients]
+            copies = tag_message(profile, fields, recipients, self._stamp(profile, envelope))
+            body_start = len(stuffed(head[:start]))
+            return self._hand_over(copies, content, body_start, envelope, profile, session_id)
+        except MissingConfig as error:
+            log.error("s=%s refused: %s", session_id, error)
+            return _NO_CONFIG
+        except UserFileError as error:
+            log.error("s=%s deferred: %s", session_id, error)
+            brief = error.brief(os.path.join(self._identity.home, ".tmda"))
+            return Reply(451, "3.5", (printable(f"Error in your TMDA files: {brief}", 180),))
+
+    def _warn_of_unused(self, config: Config) -> None:
+        if config.unused != self._warned:
+            self._warned = config.unused
+            for name in config.unused:
+                log.warning("%s: %s is not built yet and has no effect", config.origin, name)
+
+    def _stamp(self, profile: Profile, envelope: Envelope) -> Stamp:
+        now = time.time()
+        date = rfc5322_date(now)
+        style = profile.config.received or self._house.received
+        unique = f"{os.getpid()}.{next(self._numbers):x}"
+        return Stamp(
+            now=now,
+            date=date.encode(),
+            received=received_value(style, envelope, self._house.host_name, date),
+            message_id=f"<{int(now)}.{unique}.TMDA@{self._house.host_name}>".encode(),
+            agent=_AGENT,
+        )
+
+    def _hand_over(
+        self,
+        copies: list[Tagged],
+        content: Content,
+        body_start: int,
+        envelope: Envelope,
+        profile: Profile,
+        session_id: str,
+    ) -> Reply:
+        transport = self._transport(profile.config)
+        said = ""
+        for number, tagged in enumerate(copies):
+            copy = Copy(
+                tagged.sender,
+                tagged.recipients,
+                tagged.header,
+                content,
+                body_start,
+                envelope.eight_bit,
+            )
+            try:
+                said = transport.send(copy)
+            except HandOffFailed as error:
+                return self._failed(error.reply, copies, number, transport, session_id)
+            self._tell(tagged, transport, said, session_id)
+        text = printable(said.partition(" ")[2] if said[:3].isdigit() else said) or "Ok"
+        return Reply(250, "0.0", (f"Ok: {text}",))
+
+    def _failed(
+        self, reply: Reply, copies: list[Tagged], sent: int, transport: Transport, session_id: str
+    ) -> Reply:
+        log.warning("s=%s hand-off to %s failed: %s", session_id, transport, reply)
+        if not sent:
+            return reply
+        done = sum(len(tagged.recipients) for tagged in copies[:sent])
+        log.error("s=%s only %d recipients of this message have it", session_id, done)
+        text = f"{done} recipients have it already, the others not: {reply.lines[0]}"
+        return Reply(451, "3.0", (printable(text),))
+
+    def _tell(self, tagged: Tagged, transport: Transport, said: str, session_id: str) -> None:
+        sender = tagged.sender.decode("utf-8", "replace")
+        for report in tagged.reports:
+            log.info(
+                "s=%s sent to=%r rule=%r sender=%r from=%r by=%s reply=%r",
+                session_id,
+                report.recipient.decode("utf-8", "replace"),
+                report.rule,
+                sender,
+                report.sender_after.decode("utf-8", "replace"),
+                transport,
+                said,
+            )
+        if self._house.observer is not None:
+            self._house.observer(sender, tagged.reports, said)
+
+    def _transport(self, config: Config) -> Transport:
+        """The one that the configuration asks for; made anew when the configuration is."""
+        chosen = self._chosen
+        if chosen is None or chosen[0] is not config:
+            make = self._smtp if config.mail_transport == "smtp" else self._sendmail
+            chosen = self._chosen = (config, make(config))
+        return chosen[1]
+
+    def _smtp(self, config: Config) -> Transport:
+        host, port = split_smtphost(config.smtphost)
+        limits = self._house.limits
+        hop = NextHop(
+            host,
+            port,
+            config.smtpauth_username,
+            config.smtpauth_password,
+            config.smtpssl,
+            config.smtpssl_cafile,
+            config.smtpssl_certfile,
+            config.smtpssl_keyfile,
+            self._house.host_name,
+            limits.connect_timeout,
+            limits.reply_timeout,
+            limits.dot_timeout,
+            config.smtp_max_sessions_per_connection or MESSAGES_PER_CONNECTION,
+        )
+        return SmtpTransport(hop, self._house.pool)
+
+    def _sendmail(self, config: Config) -> Transport:
+        program = config.sendmail_program
+        if not program:
+            program = next((path for path in PROGRAMS if os.path.exists(path)), PROGRAMS[0])
+        login = self._identity.login
+        return SendmailTransport(
+            program,
+            null_sender="" if config.mail_transfer_agent in ("postfix", "qmail") else "<>",
+            environment={
+                "PATH": _PATH,
+                "HOME": self._identity.home,
+                "LOGIN": login,
+                "LOGNAME": login,
+                "USER": login,
+            },
+            timeout=self._house.limits.dot_timeout,
+        )
+
+
+def unstuffed_head(content: Content) -> bytes | None:
+    """The header block of a message, its dots no longer stuffed; None if it has no end in sight.
+
+    Without an empty line it is the whole of a message that is not too long.
+    """
+    head = content.head(HEADER_LIMIT_OCTETS)
+    end = head.find(b"\r\n\r\n")
+    if end < 0 and content.size_octets > HEADER_LIMIT_OCTETS:
+        return None
+    return unstuffed(head[: end + 4] if end >= 0 else head)
+
+
+def received_value(style: str, envelope: Envelope, host_name: str, date: str) -> bytes | None:
+    """The trace field (RFC 5321 section 4.4), in the manner of the original.
+
+    "private" tells neither address nor name of the client, "none" leaves the field out.
+    """
+    if style == "none":
+        return None
+    client = "from [127.0.0.1]"
+    if style != "private":
+        client = f"from {envelope.helo or 'unknown'} ({envelope.peer})"
+    return f"{client} by {host_name} (tofmipd) with {envelope.protocol}; {date}".encode()
+
+
+def split_smtphost(text: str) -> tuple[str, int]:
+    """``host``, ``host:port`` or ``[v6]:port``; port 25 if absent."""
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and (host.endswith("]") or ":" not in host):
+        return host.strip("[]"), int(port)
+    return text.strip("[]"), 25

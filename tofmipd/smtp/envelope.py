@@ -1,0 +1,35 @@
+"""What is known of a transaction besides the message itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of the connection; addresses without brackets, "" where not known."""
+
+    address: str = ""
+    port: int = 0
+    loopback: bool = False
+
+    def __str__(self) -> str:
+        return self.address or "unknown"
+
+
+@dataclass(slots=True)
+class Envelope:
+    """One transaction (RFC 5321 section 3.3) and how it came in.
+
+    ``sender`` is "" for the null reverse-path.  ``size_octets`` is what the client announced, 0
+    if nothing.  ``protocol`` is the word for the "with" clause of Received (RFC 3848).
+    """
+
+    sender: str
+    login: str = ""
+    helo: str = ""
+    protocol: str = "ESMTPA"
+    peer: Peer = Peer()
+    size_octets: int = 0
+    eight_bit: bool = False
+    recipients: list[str] = field(default_factory=list)

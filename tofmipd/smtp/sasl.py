@@ -1,0 +1,82 @@
+"""SASL mechanisms as the client sees them (RFC 4954): a table, one row a mechanism.
+
+A mechanism is a generator: it yields challenges, is sent the client's responses, both without
+base64, and returns the credentials that a source then checks.  It raises BadExchange for a
+response of the wrong structure.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from tofmipd.auth.credentials import CramMd5, Credentials, Password
+
+Exchange = Generator[bytes, bytes, Credentials]
+
+
+class BadExchange(Exception):
+    """The client's response does not have the structure of its mechanism."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """``needs_challenge``: it begins with a challenge made where it will be checked, and takes
+    no initial response.  ``clear``: the password itself travels."""
+
+    begin: Callable[[bytes], Exchange]
+    needs_challenge: bool = False
+    clear: bool = True
+
+
+def _name(octets: bytes) -> str:
+    try:
+        return octets.decode("utf-8").lower()
+    except UnicodeDecodeError:
+        raise BadExchange("the user name is not UTF-8") from None
+
+
+def _plain(challenge: bytes) -> Exchange:
+    """RFC 4616.  The authorisation identity must be empty or the user himself."""
+    parts = (yield b"").split(b"\0")
+    if len(parts) != 3:
+        raise BadExchange("PLAIN takes three parts")
+    authorisation, user, password = _name(parts[0]), _name(parts[1]), parts[2]
+    if authorisation not in ("", user):
+        raise BadExchange("nobody may act for somebody else")
+    return Password(user, password)
+
+
+def _login(challenge: bytes) -> Exchange:
+    """The mechanism LOGIN was never more than a draft."""
+    user = _name((yield b"Username:"))
+    return Password(user, (yield b"Password:"))
+
+
+def _cram_md5(challenge: bytes) -> Exchange:
+    """RFC 2195."""
+    user, blank, digest = (yield challenge).rpartition(b" ")
+    if not blank:
+        raise BadExchange("CRAM-MD5 takes a name and a digest")
+    return CramMd5(_name(user), digest.lower())
+
+
+MECHANISMS = {
+    "PLAIN": Mechanism(_plain),
+    "LOGIN": Mechanism(_login),
+    "CRAM-MD5": Mechanism(_cram_md5, needs_challenge=True, clear=False),
+}
+
+
+def decode(text: str) -> bytes:
+    """Strict base64 (RFC 4648 section 4).  Raises ValueError."""
+    try:
+        return base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise ValueError("not base64") from None
+
+
+def encode(octets: bytes) -> str:
+    return base64.b64encode(octets).decode("ascii")

@@ -1,0 +1,165 @@
+"""The files of one user, read once and again when one of them has changed."""
+
+from __future__ import annotations
+
+import binascii
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tofmipd.tmda import config as config_module
+from tofmipd.tmda.config import TRUTH, Config, Surroundings, build
+from tofmipd.tmda.cookies import TagSettings
+from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig
+from tofmipd.tmda.filter import Filter, parse_filter
+
+Stamp = tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All that tagging needs to know of a user."""
+
+    config: Config
+    tags: TagSettings
+    filter: Filter
+
+
+def stamp(path: str) -> Stamp:
+    """What changes when a file does: inode, size, time in ns, mode; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
+
+
+class UserFiles:
+    """Configuration, key and filter of one user.
+
+    ``form`` says how the user's file is read: "python" executes it, which only a process that
+    runs as that user may do; "literal" executes nothing (and ignores the site file's wish).
+    ``required``: a missing configuration file is a MissingConfig instead of all defaults.
+    A change of what a configuration itself reads or imports is not seen.  Safe for threads.
+    """
+
+    def __init__(
+        self,
+        config_path: str,
+        surroundings: Surroundings,
+        *,
+        site_path: str | None = None,
+        form: Literal["python", "literal"] = "python",
+        required: bool = False,
+    ) -> None:
+        self._config_path = config_path
+        self._site_path = site_path
+        self._surroundings = surroundings
+        self._form = form
+        self._required = required
+        self._lock = threading.Lock()
+        self._profile: Profile | None = None
+        self._stamps: dict[str, Stamp] = {}
+
+    def profile(self) -> Profile:
+        """The current state of the files.  Raises ConfigError, KeyFileError, FilterError."""
+        with self._lock:
+            profile = self._profile
+            if profile is not None and all(
+                stamp(path) == old for path, old in self._stamps.items()
+            ):
+                return profile
+            self._profile = None
+            self._stamps = {}
+            self._profile = self._load()
+            return self._profile
+
+    def _load(self) -> Profile:
+        config = self._load_config()
+        tags = tag_settings(config, self._load_key(config))
+        return Profile(config, tags, self._load_filter(config))
+
+    def _load_config(self) -> Config:
+        names: dict[str, Any] = dict(TRUTH)
+        source = b""
+        if self._site_path is not None:
+            source = self._read(self._site_path) or b""
+            config_module.run_python(source, self._site_path, names)
+        path = names.get("TMDARC") or self._config_path
+        own = self._read(path := self._surroundings.expand(str(path)))
+        if own is None and self._required:
+            raise MissingConfig(path, 0, "missing; make one with 'tofmipd init'")
+        if own is not None:
+            reader = config_module.run_python
+            if self._form == "literal":
+                reader = config_module.read_literals
+            elif names.get("CONFIG_EXEC", True) in (False, 0, "0"):
+                reader = config_module.read_ini
+            reader(own, path, names)
+        return build(names, self._surroundings, path, own or source, own is not None)
+
+    def _load_key(self, config: Config) -> bytes:
+        path = config.crypt_key_file
+        self._stamps[path] = stamp(path)
+        return read_key(path, config.allow_mode_640)
+
+    def _load_filter(self, config: Config) -> Filter:
+        path = config.filter_outgoing
+        try:
+            text = self._read(path)
+        except ConfigError as error:
+            raise FilterError(path, 0, error.problem) from None
+        return parse_filter((text or b"").decode("utf-8", "surrogateescape"), path)
+
+    def _read(self, path: str) -> bytes | None:
+        """The whole file, or None when there is none.  The stamp is taken before the octets."""
+        self._stamps[path] = stamp(path)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(path, 0, f"cannot be read: {error.strerror}") from None
+
+
+def read_key(path: str, allow_mode_640: bool = False) -> bytes:
+    """The key, decoded (reference, section 2).  Raises KeyFileError."""
+    allowed = (0o400, 0o600, 0o640) if allow_mode_640 else (0o400, 0o600)
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o7777
+            text = file.read(65536).strip()
+    except FileNotFoundError:
+        raise KeyFileError(path, 0, "missing; make one with 'tofmipd keygen'") from None
+    except OSError as error:
+        raise KeyFileError(path, 0, f"cannot be read: {error.strerror}") from None
+    if mode not in allowed:
+        wanted = " or ".join(f"{m:04o}" for m in allowed)
+        raise KeyFileError(path, 0, f"mode {mode:04o}, must be {wanted} (chmod 600 the file)")
+    try:
+        key = binascii.unhexlify(text)
+    except (binascii.Error, ValueError):
+        raise KeyFileError(path, 0, "not an even number of hexadecimal digits") from None
+    if not key:
+        raise KeyFileError(path, 0, "empty; make one with 'tofmipd keygen'")
+    return key
+
+
+def tag_settings(config: Config, key: bytes) -> TagSettings:
+    """The part of a configuration that cookies depend on."""
+
+    def octets(words: tuple[str, ...]) -> tuple[bytes, ...]:
+        return tuple(word.encode("utf-8", "surrogateescape") for word in words)
+
+    return TagSettings(
+        key=key,
+        recipient_delimiter=config.recipient_delimiter.encode("utf-8", "surrogateescape"),
+        hmac_bytes=config.hmac_bytes,
+        dated_timeout=config.dated_timeout,
+        tags_confirm=octets(config.tags_confirm),
+        tags_dated=octets(config.tags_dated),
+        tags_keyword=octets(config.tags_keyword),
+        tags_sender=octets(config.tags_sender),
+    )

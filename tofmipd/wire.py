@@ -1,0 +1,86 @@
+"""A client's connection: blocking reads with absolute deadlines, few large writes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+
+_WRITE_TIMEOUT_SECONDS = 120
+_LINGER_SECONDS = 2
+_LINGER_OCTETS = 4 << 20
+
+
+class Wire:
+    """Octets to and from a client.
+
+    A blocking socket with SO_RCVTIMEO needs one system call a read, where Python's own timeouts
+    need two.  Raises TimeoutError and ConnectionError.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._queued: list[bytes] = []
+        self._limit = 0.0
+        sock.setblocking(True)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_WRITE_TIMEOUT_SECONDS))
+
+    def receive(self, octets: int, deadline: float) -> bytes:
+        """Some octets, b"" when the client has closed; ``deadline`` is of time.monotonic()."""
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the client is too slow")
+            if not left / 2 <= self._limit <= left + 1:
+                self._limit = left
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left))
+            try:
+                return self._socket.recv(octets)
+            except BlockingIOError:
+                continue
+
+    def queue(self, octets: bytes) -> None:
+        """Have the octets sent with the next flush."""
+        self._queued.append(octets)
+
+    def flush(self) -> None:
+        """Send what is queued, in one write."""
+        if not self._queued:
+            return
+        octets = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
+        self._queued.clear()
+        try:
+            self._socket.sendall(octets)
+        except BlockingIOError:
+            raise TimeoutError("the client does not read its replies") from None
+
+    def interrupt(self) -> None:
+        """Wake up a thread that waits in ``receive``; it gets b""."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self, *, linger: bool = False) -> None:
+        """Close.  ``linger``: first read for a moment, or unread input would make the kernel
+        throw away the last reply before the client has seen it."""
+        if linger:
+            with contextlib.suppress(OSError):
+                self._drain()
+        self._socket.close()
+
+    def _drain(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _LINGER_SECONDS
+        left = _LINGER_OCTETS
+        while left > 0:
+            octets = self.receive(65536, deadline)
+            if not octets:
+                return
+            left -= len(octets)
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval, at least a millisecond: zero would mean for ever."""
+    micros = max(int(seconds * 1_000_000), 1000)
+    return struct.pack("@ll", micros // 1_000_000, micros % 1_000_000)
