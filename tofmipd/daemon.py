@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from tofmipd import cpus
@@ -25,10 +26,15 @@ from tofmipd.settings import Settings
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, observer: Observer | None = None) -> int:
+def run(
+    settings: Settings,
+    observer: Observer | None = None,
+    started: Callable[[], None] | None = None,
+) -> int:
     """The whole life of a personal daemon; returns its exit status.  Raises Fatal.
 
-    Whatever can be wrong is found before the process detaches.
+    Whatever can be wrong is found before the process detaches.  ``started`` is called when
+    clients can connect.
     """
     set_up_log(settings)
     pool = Pool()
@@ -47,6 +53,8 @@ def run(settings: Settings, observer: Observer | None = None) -> int:
         set_up_log(settings)
     if settings.one_cpu:
         cpus.keep_to_one()
+    if started is not None:
+        started()
     serve(service, listeners)
     pool.close()
     return 0
@@ -67,6 +75,7 @@ def set_up_log(settings: Settings) -> None:
         log_module.set_up(
             debug=settings.debug,
             log=settings.log,
+            quiet=settings.quiet,
             foreground=settings.foreground,
             log_file=settings.log_file,
         )
@@ -84,7 +93,7 @@ def listen(settings: Settings, service: Service) -> list[Listener]:
         except ListenError as error:
             for listener in listeners:
                 listener.server_close()
-            hint = "; choose another with -p HOST:PORT"
+            hint = f"; choose another with {settings.port_hint}"
             raise Fatal(PERMISSION if error.denied else UNAVAILABLE, f"{error}{hint}") from None
     return listeners
 

@@ -20,10 +20,10 @@ class _OneLine(logging.Formatter):
         return super().format(record).replace("\n", "\\n")
 
 
-def set_up(*, debug: bool, log: bool, foreground: bool, log_file: str) -> None:
+def set_up(*, debug: bool, log: bool, quiet: bool, foreground: bool, log_file: str) -> None:
     """Send log lines to a file, to standard error, or in the background to syslog (mail).
 
-    Raises OSError when the file cannot be written.
+    ``quiet`` leaves warnings and errors.  Raises OSError when the file cannot be written.
     """
     handler: logging.Handler
     if log_file:
@@ -43,7 +43,8 @@ def set_up(*, debug: bool, log: bool, foreground: bool, log_file: str) -> None:
     root = logging.getLogger("tofmipd")
     root.handlers[:] = [handler]
     root.propagate = False
-    root.setLevel(logging.DEBUG if debug or log else logging.INFO)
+    level = logging.WARNING if quiet else logging.INFO
+    root.setLevel(logging.DEBUG if debug or log else level)
     logging.getLogger(TRACE).setLevel(logging.DEBUG if debug else logging.CRITICAL)
     logging.raiseExceptions = False
 

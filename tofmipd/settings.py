@@ -63,6 +63,8 @@ class Settings:
 
     person: Person
     listen: tuple[Listen, ...] = (Listen("localhost", DEFAULT_PORT),)
+    # How the person chooses another port, for the message that one is taken.
+    port_hint: str = "-p HOST:PORT"
     authfile: str = ""
     configdir: str = ""
     site_config: str = "/etc/tmdarc"
@@ -70,6 +72,7 @@ class Settings:
     foreground: bool = False
     debug: bool = False
     log: bool = False
+    quiet: bool = False
     log_file: str = ""
     one_cpu: bool = True
     insecure_auth: bool = False

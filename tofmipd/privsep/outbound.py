@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -36,6 +37,9 @@ HEADER_LIMIT_OCTETS = 1 << 20
 _AGENT = f"tofmipd/{__version__}".encode()
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
+
+# What a next hop's reply begins with and ours has already.
+_OWN_WORDS = re.compile(r"\A[0-9]{3}(?: [0-9]\.[0-9]+\.[0-9]+)?(?: *ok(?:\b:?))? *", re.IGNORECASE)
 
 # Told of every copy that the next hop has taken: sender, reports, the next hop's words.
 Observer = Callable[[str, tuple[Report, ...], str], None]
@@ -136,8 +140,7 @@ class Outbound:
             except HandOffFailed as error:
                 return self._failed(error.reply, copies, number, transport, session_id)
             self._tell(tagged, transport, said, session_id)
-        text = printable(said.partition(" ")[2] if said[:3].isdigit() else said) or "Ok"
-        return Reply(250, "0.0", (f"Ok: {text}",))
+        return Reply(250, "0.0", (f"Ok: {printable(_OWN_WORDS.sub('', said)) or 'sent'}",))
 
     def _failed(
         self, reply: Reply, copies: list[Tagged], sent: int, transport: Transport, session_id: str

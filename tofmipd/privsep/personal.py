@@ -27,7 +27,10 @@ def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = No
         if settings.configdir:
             path = f"{settings.configdir}/{login}/config"
         files = UserFiles(
-            path, surroundings(settings, login), site_path=settings.site_config, required=True
+            path,
+            surroundings(settings, login),
+            site_path=settings.site_config or None,
+            required=True,
         )
         return Outbound(Identity(login, person.home), files, house)
 

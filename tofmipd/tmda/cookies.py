@@ -120,8 +120,11 @@ def domain_address(settings: TagSettings, address: bytes, correspondent: bytes) 
     return sender_address(settings, address, correspondent.rpartition(b"@")[2])
 
 
-def keyword_address(settings: TagSettings, address: bytes, keyword: bytes) -> bytes:
-    cookie = keyword_cookie(settings, keyword.lower())
+def keyword_address(
+    settings: TagSettings, address: bytes, keyword: bytes, *, keep_case: bool = False
+) -> bytes:
+    """``keep_case`` as the original's address tool has it; such a keyword cannot be checked."""
+    cookie = keyword_cookie(settings, keyword if keep_case else keyword.lower())
     return _join(settings, address, settings.tags_keyword[0], cookie)
 
 

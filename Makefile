@@ -1,0 +1,85 @@
+# The commands of this project; `make help` lists them.
+
+PYTHON ?= python3
+PORT ?= 8025
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What the tests run against, from Debian; curl and openssl are often there already.
+PEERS := postfix swaks curl msmtp openssl
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl
+
+.PHONY: help run test unit lint format types check bench peers clean venv-package
+
+help:
+	@echo "make run     try it: tofmipd and a mail server that files mail, all below .demo/"
+	@echo "make test    all tests, with what they need installed (Debian packages when root)"
+	@echo "make unit    only the tests that need no other program"
+	@echo "make check   lint, format, types and all tests, as CI does"
+	@echo "make format  format the code and sort the imports"
+	@echo "make bench   measure tofmipd beside other programs"
+	@echo "make clean   remove what the above made"
+
+run: $(VENV)/.package
+	@trap : INT; $(BIN)/tofmipd demo --directory .demo --port $(PORT)
+
+test: $(VENV)/.tools peers
+	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin" $(BIN)/python -m pytest
+
+unit: $(VENV)/.tools
+	@$(BIN)/python -m pytest --ignore=tests/system
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.tools
+	$(BIN)/mypy tofmipd
+	$(BIN)/mypy bench
+
+check: lint types test
+
+bench: $(VENV)/.tools
+	@$(BIN)/python bench/compare.py --quick
+
+clean:
+	rm -rf $(VENV) .demo bench/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "tofmipd needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 69; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(MAKE) --no-print-directory venv-package
+	$(PYTHON) -m venv $(VENV)
+
+# Debian keeps what makes a virtual environment in a package of its own.
+venv-package:
+	@test "$$(id -u)" = 0 || { echo "first: sudo apt install python3-venv" >&2; exit 69; }
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+
+$(VENV)/.package: setup.py pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.tools: requirements-dev.txt $(VENV)/.package
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+# Postfix is installed unconfigured: it must not start; the tests run instances of their own.
+peers:
+	@for program in $(PEER_PROGRAMS); do \
+	    PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	if test -z "$$missing"; then exit 0; fi; \
+	if test "$$(id -u)" != 0; then \
+	    echo "not installed:$$missing; tests that need them are skipped (sudo apt install $(PEERS))" >&2; \
+	    exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends debconf && \
+	echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections && \
+	apt-get install -y -qq --no-install-recommends $(PEERS)

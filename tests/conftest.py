@@ -1,0 +1,30 @@
+"""Which tests can run here: peers and root are asked for by marks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
+
+# Modules of the tests import each other's helpers by plain names.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip with a reason where a peer or root is missing; in CI that is a failure."""
+    reasons = []
+    for mark in item.iter_markers("peer"):
+        missing = [program for program in mark.args if shutil.which(program) is None]
+        if missing:
+            reasons.append(f"not installed: {', '.join(missing)} (make test installs them as root)")
+    if item.get_closest_marker("root") is not None and os.getuid() != 0:
+        reasons.append("needs root")
+    if reasons and IN_CI:
+        pytest.fail("; ".join(reasons), pytrace=False)
+    if reasons:
+        pytest.skip("; ".join(reasons))

@@ -1,0 +1,1 @@
+"""The tools beside the daemon: `tofmipd WORD ...`, one module each with a ``main``."""

@@ -1,0 +1,84 @@
+"""`tofmipd test`: send one mail through a running tofmipd and say what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import smtplib
+import time
+
+from tofmipd.arguments import Parser, host_port
+from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
+from tofmipd.cli import person
+from tofmipd.commands.userprofile import own_profile
+from tofmipd.dates import rfc5322_date
+from tofmipd.errors import CONFIG, TEMPORARY, UNAVAILABLE, Fatal
+from tofmipd.settings import DEFAULT_PORT, Listen
+
+_USAGE = "tofmipd test [--server HOST:PORT] [--from ADDRESS] [-a FILE] ADDRESS"
+_TIMEOUT_SECONDS = 60
+
+
+def main(arguments: list[str]) -> int:
+    """Send one mail to the address given; status 0 if the daemon took it."""
+    options = _parse(arguments)
+    who = person()
+    path = options.authfile or f"{who.home}/.tmda/tofmipd"
+    try:
+        logins = read_passwords(path, who.uid)
+    except PasswordFileError as error:
+        raise Fatal(CONFIG, str(error)) from None
+    if not logins:
+        raise Fatal(CONFIG, f"{path}: no user in it; add a line user:password")
+    login, password = next(iter(logins.items()))
+    config = own_profile().config
+    sender = options.sender or f"{config.username}@{config.hostname}"
+    said = _send(options.server, login, password.decode(), sender, options.address)
+    print(f"taken: {said}")
+    return 0
+
+
+def _send(server: Listen, login: str, password: str, sender: str, recipient: str) -> str:
+    """What the daemon said to the message.  Raises Fatal."""
+    message = (
+        f"From: {sender}\r\nTo: {recipient}\r\nSubject: test of tofmipd\r\n"
+        f"Date: {rfc5322_date(time.time())}\r\n\r\nThis mail went through tofmipd.\r\n"
+    )
+    try:
+        with smtplib.SMTP(server.host, server.port, timeout=_TIMEOUT_SECONDS) as client:
+            client.login(login, password)
+            client.mail(sender)
+            code, text = client.rcpt(recipient)
+            if code < 400:
+                code, text = client.data(message.encode())
+    except smtplib.SMTPDataError as error:
+        code, text = error.smtp_code, _octets(error.smtp_error)
+    except smtplib.SMTPResponseException as error:
+        raise Fatal(CONFIG, f"refused: {error.smtp_code} {_octets(error.smtp_error)!r}") from None
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Fatal(UNAVAILABLE, f"{server}: {reason}; is 'tofmipd -f' running?") from None
+    said = f"{code} {text.decode('utf-8', 'replace')}"
+    if code >= 400:
+        raise Fatal(TEMPORARY if code < 500 else UNAVAILABLE, f"refused: {said}")
+    return said
+
+
+def _octets(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("tofmipd test", "Send one mail through a running tofmipd.", _USAGE)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="show this and exit")
+    add("address", metavar="ADDRESS", help="the recipient")
+    add(
+        "--server",
+        metavar="HOST:PORT",
+        type=host_port,
+        default=Listen("localhost", DEFAULT_PORT),
+        help=f"where tofmipd listens (default: localhost:{DEFAULT_PORT})",
+    )
+    add("--from", dest="sender", metavar="ADDRESS", help="your address (default: as configured)")
+    add("-a", "--authfile", metavar="FILE", help="the password file (default: ~/.tmda/tofmipd)")
+    return parser.parse_known(arguments)
