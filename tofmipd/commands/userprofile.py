@@ -7,7 +7,8 @@ from tofmipd.errors import CONFIG, Fatal
 from tofmipd.settings import Settings
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.errors import UserFileError
-from tofmipd.tmda.userfiles import Profile, UserFiles
+from tofmipd.tmda.profile import Profile
+from tofmipd.tmda.userfiles import UserFiles
 
 
 def own_profile(config: str = "") -> Profile:

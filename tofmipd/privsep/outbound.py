@@ -29,7 +29,8 @@ from tofmipd.tmda import header
 from tofmipd.tmda.config import Config
 from tofmipd.tmda.errors import MissingConfig, UserFileError
 from tofmipd.tmda.inject import Report, Stamp, Tagged, tag_message
-from tofmipd.tmda.userfiles import Profile, UserFiles
+from tofmipd.tmda.profile import Profile
+from tofmipd.tmda.userfiles import UserFiles
 
 log = logging.getLogger(__name__)
 

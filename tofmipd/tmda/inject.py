@@ -17,7 +17,7 @@ from tofmipd.tmda.errors import ConfigError, FilterError, TagError
 from tofmipd.tmda.filter import Actions
 from tofmipd.tmda.header import Field
 from tofmipd.tmda.mailbox import Mailbox, first_mailbox, format_mailbox, mailboxes
-from tofmipd.tmda.userfiles import Profile
+from tofmipd.tmda.profile import Profile
 
 _NULL_SENDER = b"<>"
 _ALWAYS_PURGED = frozenset({b"bcc", b"resent-bcc"})

@@ -5,25 +5,15 @@ from __future__ import annotations
 import binascii
 import os
 import threading
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from tofmipd.tmda import config as config_module
 from tofmipd.tmda.config import TRUTH, Config, Surroundings, build
-from tofmipd.tmda.cookies import TagSettings
 from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig
 from tofmipd.tmda.filter import Filter, parse_filter
+from tofmipd.tmda.profile import Profile, tag_settings
 
 Stamp = tuple[int, int, int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """All that tagging needs to know of a user."""
-
-    config: Config
-    tags: TagSettings
-    filter: Filter
 
 
 def stamp(path: str) -> Stamp:
@@ -145,21 +135,3 @@ def read_key(path: str, allow_mode_640: bool = False) -> bytes:
     if not key:
         raise KeyFileError(path, 0, "empty; make one with 'tofmipd keygen'")
     return key
-
-
-def tag_settings(config: Config, key: bytes) -> TagSettings:
-    """The part of a configuration that cookies depend on."""
-
-    def octets(words: tuple[str, ...]) -> tuple[bytes, ...]:
-        return tuple(word.encode("utf-8", "surrogateescape") for word in words)
-
-    return TagSettings(
-        key=key,
-        recipient_delimiter=config.recipient_delimiter.encode("utf-8", "surrogateescape"),
-        hmac_bytes=config.hmac_bytes,
-        dated_timeout=config.dated_timeout,
-        tags_confirm=octets(config.tags_confirm),
-        tags_dated=octets(config.tags_dated),
-        tags_keyword=octets(config.tags_keyword),
-        tags_sender=octets(config.tags_sender),
-    )
