@@ -217,7 +217,9 @@ def full_version() -> str:
 
 def _parser() -> Parser:
     parser = Parser("tofmipd", _DESCRIPTION, _USAGE)
-    parser.epilog = "Tools:\n" + "\n".join(f"  {w:<10}{text}" for w, text in COMMANDS.items())
+    parser.epilog = "(not yet): parsed, but its feature is not built yet.\n\nTools:\n" + "\n".join(
+        f"  {w:<10}{text}" for w, text in COMMANDS.items()
+    )
     _add_general(parser)
     _add_connection(parser)
     _add_authentication(parser)
@@ -244,8 +246,13 @@ def _add_general(parser: Parser) -> None:
     add("-u", "--username", metavar="USER", default="", help="run as USER (default: who starts)")
     add("-c", "--configdir", metavar="DIR", default="", help="DIR/USER/config, not ~/.tmda/config")
     add("--personal", action="store_true", help="serve only who starts it, also if root")
-    add("-P", "--pure-proxy", action="store_true", help="pass mail of users without a config")
-    add("-t", "--throttle-script", metavar="PATH", help="asked before each message")
+    add(
+        "-P",
+        "--pure-proxy",
+        action="store_true",
+        help="pass mail of users without a config (not yet)",
+    )
+    add("-t", "--throttle-script", metavar="PATH", help="asked before each message (not yet)")
     add(
         "--received",
         choices=("full", "private", "none"),
@@ -289,7 +296,7 @@ def _add_connection(parser: Parser) -> None:
         default="one",
         help="run on one CPU, which is cheaper, or all (default: one)",
     )
-    add("-1", "--one-session", action="store_true", help="one session on standard input")
+    add("-1", "--one-session", action="store_true", help="one session on standard input (not yet)")
     add(
         "--bare-newline",
         choices=("reject", "fix"),
@@ -301,9 +308,21 @@ def _add_connection(parser: Parser) -> None:
 def _add_authentication(parser: Parser) -> None:
     add = _group(parser, "Authentication", "tofmipd -a ~/.tmda/tofmipd")
     add("-a", "--authfile", metavar="FILE", default="", help="user:password lines, mode 0600")
-    add("-A", "--authprog", metavar="PROGRAM", action="append", help="a checkpassword program")
-    add("-R", "--remoteauth", metavar="URL", action="append", help="imap://host, ldap://host/dn")
-    add("-m", "--pamauth", metavar="SERVICE", action="append", help="PAM")
+    add(
+        "-A",
+        "--authprog",
+        metavar="PROGRAM",
+        action="append",
+        help="a checkpassword program (not yet)",
+    )
+    add(
+        "-R",
+        "--remoteauth",
+        metavar="URL",
+        action="append",
+        help="imap://host, ldap://host/dn (not yet)",
+    )
+    add("-m", "--pamauth", metavar="SERVICE", action="append", help="PAM (not yet)")
     add(
         "--insecure-auth",
         action="store_true",
@@ -313,17 +332,23 @@ def _add_authentication(parser: Parser) -> None:
 
 def _add_tls(parser: Parser) -> None:
     add = _group(parser, "Encryption", "tofmipd --tls=on --ssl-cert chain.pem --ssl-key key.pem")
-    add("--ssl", action="store_true", help="TLS from the first octet")
-    add("--tls", metavar="MODE", nargs="?", const="", help="STARTTLS: " + ", ".join(_TLS_MODES))
-    add("--ssl-cert", metavar="FILE", help="certificate chain, PEM")
-    add("--ssl-key", metavar="FILE", help="its key, PEM")
-    add("--ciphers", metavar="LIST", help="OpenSSL's cipher list")
+    add("--ssl", action="store_true", help="TLS from the first octet (not yet)")
+    add(
+        "--tls",
+        metavar="MODE",
+        nargs="?",
+        const="",
+        help="STARTTLS: " + ", ".join(_TLS_MODES) + " (not yet)",
+    )
+    add("--ssl-cert", metavar="FILE", help="certificate chain, PEM (not yet)")
+    add("--ssl-key", metavar="FILE", help="its key, PEM (not yet)")
+    add("--ciphers", metavar="LIST", help="OpenSSL's cipher list (not yet)")
 
 
 def _add_virtual(parser: Parser) -> None:
     add = _group(parser, "Virtual Domains", "tofmipd -S /usr/local/bin/vhome")
-    add("-S", "--vhome-script", metavar="SCRIPT", help="prints the home of USER DOMAIN")
-    add("-v", "--vdomains-path", metavar="FILE", help="qmail's virtualdomains")
+    add("-S", "--vhome-script", metavar="SCRIPT", help="prints the home of USER DOMAIN (not yet)")
+    add("-v", "--vdomains-path", metavar="FILE", help="qmail's virtualdomains (not yet)")
 
 
 def _add_limits(parser: Parser) -> None:

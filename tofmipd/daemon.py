@@ -36,6 +36,7 @@ def run(
     Whatever can be wrong is found before the process detaches.  ``started`` is called when
     clients can connect.
     """
+    os.umask(0o077)
     set_up_log(settings)
     pool = Pool()
     try:

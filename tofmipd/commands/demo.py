@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 
@@ -139,6 +140,7 @@ def _explain(settings: Settings, port: int, fresh: bool) -> None:
     password = read_passwords(settings.authfile, settings.person.uid)[_LOGIN].decode()
     curl, swaks = client_lines(_LOGIN, password, _ADDRESS, _HOST, port)
     home = _shown(settings.person.home)
+    own = f"HOME={home} {_shown(sys.argv[0])} test --server {_HOST}:{port} friend@example.net"
     print(
         f"""
 {"Made" if fresh else "Using"} {home}: configuration and filter in {home}/.tmda,
@@ -150,6 +152,8 @@ Send a first mail with one of these, in another window:
   {curl}
 
   {swaks}
+
+  {own}
 
 Other recipients match other rules of {home}/.tmda/filters/outgoing: try shop@example.com,
 box@bank.example, news@lists.example.net.  Ctrl-C ends this.

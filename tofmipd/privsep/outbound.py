@@ -42,6 +42,9 @@ _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmi
 # What a next hop's reply begins with and ours has already.
 _OWN_WORDS = re.compile(r"\A[0-9]{3}(?: [0-9]\.[0-9]+\.[0-9]+)?(?: *ok(?:\b:?))? *", re.IGNORECASE)
 
+# A client may call itself anything; in Received it cannot write more than a name.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+
 # Told of every copy that the next hop has taken: sender, reports, the next hop's words.
 Observer = Callable[[str, tuple[Report, ...], str], None]
 
@@ -238,7 +241,7 @@ def received_value(style: str, envelope: Envelope, host_name: str, date: str) ->
         return None
     client = "from [127.0.0.1]"
     if style != "private":
-        client = f"from {envelope.helo or 'unknown'} ({envelope.peer})"
+        client = f"from {_NOT_IN_A_NAME.sub('?', envelope.helo) or 'unknown'} ({envelope.peer})"
     return f"{client} by {host_name} (tofmipd) with {envelope.protocol}; {date}".encode()
 
 
