@@ -8,8 +8,9 @@ import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tofmipd.handoff.copy import Copy, HandOffFailed
 from tofmipd.handoff.replies import BadReply, NextHopReply, ReplyReader, refusal
@@ -45,6 +46,11 @@ class NextHop:
     @property
     def loopback(self) -> bool:
         return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
+
+
+_T = TypeVar("_T")
+# A command, and the address that it is about if it is MAIL or RCPT.
+_Entry = tuple[bytes, bytes | None]
 
 
 class Stale(Exception):
@@ -96,9 +102,24 @@ class Connection:
 
         Raises HandOffFailed, and Stale if this connection had been used before and is gone.
         """
+        return self._guarded(lambda: self._transaction(copy))
+
+    def offer(self, copies: Sequence[Copy]) -> None:
+        """Offer sender and recipients of all copies, but no message.
+
+        Raises HandOffFailed for the first refusal, and Stale as ``send`` does.
+        """
+        entries = [
+            entry for copy in copies for entry in (*self._envelope(copy), (b"RSET\r\n", None))
+        ]
+        self._guarded(lambda: self._commands(entries))
+
+    def _guarded(self, action: Callable[[], _T]) -> _T:
+        """Do it; any failure makes an end of this connection."""
         self._answered = False
+        self._socket.settimeout(self._hop.reply_timeout)
         try:
-            return self._transaction(copy)
+            return action()
         except HandOffFailed:
             self.close()
             raise
@@ -109,20 +130,17 @@ class Connection:
             raise HandOffFailed(_lost(self._hop, error)) from error
 
     def _transaction(self, copy: Copy) -> str:
-        mail = self._mail_command(copy)
-        rcpts = [b"RCPT TO:<%s>\r\n" % _checked(address) for address in copy.recipients]
-        self._socket.settimeout(self._hop.reply_timeout)
-        replies = self._commands([mail, *rcpts, b"DATA\r\n"], copy)
-        if replies[-1].code != 354:
-            raise HandOffFailed(refusal(replies[-1]))
+        reply = self._commands([*self._envelope(copy), (b"DATA\r\n", None)])
+        if reply.code != 354:
+            raise HandOffFailed(refusal(reply))
         try:
             self._send_body(copy)
         except ConnectionError as error:
             self._socket.settimeout(1)
-            reply = self._early_reply()
-            if reply is None or reply.code < 400:
+            early = self._early_reply()
+            if early is None or early.code < 400:
                 raise error
-            raise HandOffFailed(refusal(reply)) from error
+            raise HandOffFailed(refusal(early)) from error
         self._socket.settimeout(self._hop.dot_timeout)
         reply = self._reply(self._hop.dot_timeout)
         if reply.code // 100 != 2:
@@ -131,6 +149,13 @@ class Connection:
             self.usable = False
         self.messages += 1
         return str(reply)
+
+    def _envelope(self, copy: Copy) -> list[_Entry]:
+        """MAIL and RCPT commands, each with the address that a refusal is about."""
+        entries: list[_Entry] = [(self._mail_command(copy), copy.sender)]
+        for address in copy.recipients:
+            entries.append((b"RCPT TO:<%s>\r\n" % _checked(address), address))
+        return entries
 
     def _mail_command(self, copy: Copy) -> bytes:
         command = b"MAIL FROM:<%s>" % _checked(copy.sender)
@@ -143,30 +168,26 @@ class Connection:
             command += b" BODY=8BITMIME"
         return command + b"\r\n"
 
-    def _commands(self, commands: Sequence[bytes], copy: Copy) -> list[NextHopReply]:
-        """Send all, together where the next hop takes that (RFC 2920); the reply to each.
+    def _commands(self, entries: Sequence[_Entry]) -> NextHopReply:
+        """Send all, together where the next hop takes that (RFC 2920); the last reply.
 
-        Raises HandOffFailed for the first refusal of the sender or of a recipient.
+        Raises HandOffFailed for the first refusal of a sender or of a recipient.
         """
         size = _BATCH if "pipelining" in self._features else 1
-        replies: list[NextHopReply] = []
-        for start in range(0, len(commands), size):
-            batch = commands[start : start + size]
-            self._socket.sendall(b"".join(batch))
-            for _ in batch:
+        for start in range(0, len(entries), size):
+            batch = entries[start : start + size]
+            self._socket.sendall(b"".join([command for command, _ in batch]))
+            for _, about in batch:
                 reply = self._reply(self._hop.reply_timeout)
-                self._judge(reply, len(replies), copy)
-                replies.append(reply)
-        return replies
+                self._judge(reply, about)
+        return reply
 
-    def _judge(self, reply: NextHopReply, number: int, copy: Copy) -> None:
-        if number == 0 and reply.code == 421 and self.messages:
+    def _judge(self, reply: NextHopReply, about: bytes | None) -> None:
+        if reply.code == 421 and self.messages and not self._answered:
             raise ConnectionResetError("closed by the next hop")
         self._answered = True
-        if number > len(copy.recipients) or reply.code // 100 == 2:
-            return
-        about = copy.recipients[number - 1] if number else copy.sender
-        raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
+        if about is not None and reply.code // 100 != 2:
+            raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
 
     def _send_body(self, copy: Copy) -> None:
         held = b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,13 @@ class HandOffFailed(Exception):
 
 class Transport(Protocol):
     """A way to hand copies over.  Called from many threads at once."""
+
+    def offer(self, copies: Sequence[Copy]) -> None:
+        """Ask, before the first of several copies is sent, whether all will be taken.
+
+        Raises HandOffFailed if a sender or a recipient would be refused.
+        """
+        ...
 
     def send(self, copy: Copy) -> str:
         """Hand one copy over; all its recipients have it then.

@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -43,6 +43,9 @@ class SendmailTransport:
 
     def __str__(self) -> str:
         return self.program
+
+    def offer(self, copies: Sequence[Copy]) -> None:
+        """A program can only be asked by giving it the message."""
 
     def send(self, copy: Copy) -> str:
         """See Transport.  Standard input is a file: a program that stalls holds up no pipe."""

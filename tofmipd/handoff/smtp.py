@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from tofmipd.handoff.connection import Connection, NextHop, Stale
 from tofmipd.handoff.copy import Copy
 
 IDLE_LIMIT_SECONDS = 30
+
+_T = TypeVar("_T")
 
 
 class Pool:
@@ -74,13 +78,21 @@ class SmtpTransport:
     def __str__(self) -> str:
         return str(self._hop)
 
+    def offer(self, copies: Sequence[Copy]) -> None:
+        """See Transport."""
+        self._use(lambda connection: connection.offer(copies))
+
     def send(self, copy: Copy) -> str:
-        """See Transport.  A kept connection that turns out stale is replaced once."""
+        """See Transport."""
+        return self._use(lambda connection: connection.send(copy))
+
+    def _use(self, action: Callable[[Connection], _T]) -> _T:
+        """Do it on a kept connection; one that turns out stale is replaced once."""
         connection = self._pool.take(self._hop)
         try:
-            said = connection.send(copy)
+            result = action(connection)
         except Stale:
             connection = Connection(self._hop)
-            said = connection.send(copy)
+            result = action(connection)
         self._pool.give_back(self._hop, connection)
-        return said
+        return result

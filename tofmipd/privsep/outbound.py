@@ -89,9 +89,9 @@ class Outbound:
                 return replies.HEADER_TOO_BIG
             fields, start = header.parse(head)
             recipients = [recipient.encode() for recipient in envelope.recipients]
-            copies = tag_message(profile, fields, recipients, self._stamp(profile, envelope))
+            tagged = tag_message(profile, fields, recipients, self._stamp(profile, envelope))
             body_start = len(stuffed(head[:start]))
-            return self._hand_over(copies, content, body_start, envelope, profile, session_id)
+            return self._hand_over(tagged, content, body_start, envelope, profile, session_id)
         except MissingConfig as error:
             log.error("s=%s refused: %s", session_id, error)
             return _NO_CONFIG
@@ -121,7 +121,7 @@ class Outbound:
 
     def _hand_over(
         self,
-        copies: list[Tagged],
+        tagged: list[Tagged],
         content: Content,
         body_start: int,
         envelope: Envelope,
@@ -129,30 +129,29 @@ class Outbound:
         session_id: str,
     ) -> Reply:
         transport = self._transport(profile.config)
-        said = ""
-        for number, tagged in enumerate(copies):
-            copy = Copy(
-                tagged.sender,
-                tagged.recipients,
-                tagged.header,
-                content,
-                body_start,
-                envelope.eight_bit,
-            )
-            try:
+        copies = [
+            Copy(t.sender, t.recipients, t.header, content, body_start, envelope.eight_bit)
+            for t in tagged
+        ]
+        sent, said = 0, ""
+        try:
+            if len(copies) > 1:
+                transport.offer(copies)
+            for copy in copies:
                 said = transport.send(copy)
-            except HandOffFailed as error:
-                return self._failed(error.reply, copies, number, transport, session_id)
-            self._tell(tagged, transport, said, session_id)
+                self._tell(tagged[sent], transport, said, session_id)
+                sent += 1
+        except HandOffFailed as error:
+            return self._failed(error.reply, copies[:sent], transport, session_id)
         return Reply(250, "0.0", (f"Ok: {printable(_OWN_WORDS.sub('', said)) or 'sent'}",))
 
     def _failed(
-        self, reply: Reply, copies: list[Tagged], sent: int, transport: Transport, session_id: str
+        self, reply: Reply, sent: list[Copy], transport: Transport, session_id: str
     ) -> Reply:
         log.warning("s=%s hand-off to %s failed: %s", session_id, transport, reply)
         if not sent:
             return reply
-        done = sum(len(tagged.recipients) for tagged in copies[:sent])
+        done = sum(len(copy.recipients) for copy in sent)
         log.error("s=%s only %d recipients of this message have it", session_id, done)
         text = f"{done} recipients have it already, the others not: {reply.lines[0]}"
         return Reply(451, "3.0", (printable(text),))
