@@ -125,7 +125,7 @@ def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
     for name, spelling in _NOT_BUILT_YET.items():
         if getattr(options, name):
             raise Fatal(UNAVAILABLE, f"{spelling} is not built yet")
-    if options.username and options.username != _person().name:
+    if options.username and options.username != person().name:
         raise Fatal(UNAVAILABLE, f"-u {options.username} is not built yet; start as that user")
     if os.getuid() == 0 and not options.personal:
         raise Fatal(
@@ -136,7 +136,7 @@ def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    person = _person()
+    who = person()
     listen = tuple(options.proxyport + options.ipv6proxyport)
     limits = Limits(
         connections=options.connections,
@@ -152,15 +152,15 @@ def _settings(options: argparse.Namespace) -> Settings:
         options.nexthop_connect_timeout, options.nexthop_timeout, options.nexthop_dot_timeout
     )
     return Settings(
-        person=person,
-        listen=listen or Settings(person).listen,
-        authfile=_absolute(options.authfile or f"{person.home}/.tmda/tofmipd", person.home),
-        configdir=_absolute(options.configdir, person.home),
+        person=who,
+        listen=listen or Settings(who).listen,
+        authfile=_absolute(options.authfile or f"{who.home}/.tmda/tofmipd", who.home),
+        configdir=_absolute(options.configdir, who.home),
         host_name=host_name(),
         foreground=options.foreground,
         debug=options.debug,
         log=options.log,
-        log_file=_absolute(options.log_file, person.home),
+        log_file=_absolute(options.log_file, who.home),
         one_cpu=options.cpus == "one",
         insecure_auth=options.insecure_auth,
         fix_bare_newline=options.bare_newline == "fix",
@@ -176,7 +176,7 @@ def _absolute(path: str, home: str) -> str:
     return os.path.abspath(path) if path else ""
 
 
-def _person() -> Person:
+def person() -> Person:
     """Who runs this; HOME is where "~" leads, as in a shell."""
     uid = os.getuid()
     try:
@@ -186,11 +186,6 @@ def _person() -> Person:
         name, gecos, home = os.environ.get("USER", str(uid)), "", "/"
     home = os.environ.get("HOME") or home
     return Person(uid, name, gecos.partition(",")[0], os.path.abspath(home))
-
-
-def person() -> Person:
-    """The same for the tools."""
-    return _person()
 
 
 def host_name() -> str:
