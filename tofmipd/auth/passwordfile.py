@@ -86,7 +86,8 @@ class PasswordFile:
 def read_passwords(path: str, owner: int) -> dict[str, bytes]:
     """User names in lower case and their passwords.  Raises PasswordFileError."""
     try:
-        with open(path, "rb") as file:
+        # Without O_NONBLOCK a pipe of that name would hold everything up.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             _check_status(path, os.fstat(file.fileno()), owner)
             text = file.read(_LIMIT_OCTETS)
     except FileNotFoundError:

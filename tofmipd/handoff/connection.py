@@ -227,22 +227,20 @@ def _checked(address: bytes) -> bytes:
 
 def _open(hop: NextHop) -> smtplib.SMTP:
     """Connect, greet, and where asked start TLS and log in.  Raises HandOffFailed."""
-    client = smtplib.SMTP(local_hostname=hop.local_name, timeout=hop.connect_timeout)
+    client = None
     try:
-        code, greeting = client.connect(hop.host, hop.port)
-        if code != 220:
-            raise smtplib.SMTPConnectError(code, greeting)
+        client = smtplib.SMTP(hop.host, hop.port, hop.local_name, hop.connect_timeout)
         client.ehlo_or_helo_if_needed()
         if hop.starttls:
             client.starttls(context=_tls_context(hop))
             client.ehlo_or_helo_if_needed()
         if hop.username and hop.password:
             client.login(hop.username, hop.password)
-    except HandOffFailed:
-        client.close()
-        raise
-    except (OSError, ValueError) as error:  # smtplib's own exceptions are OSErrors
-        client.close()
+    except (HandOffFailed, OSError, ValueError) as error:  # smtplib's own are OSErrors
+        if client is not None:
+            client.close()
+        if isinstance(error, HandOffFailed):
+            raise
         raise HandOffFailed(_not_opened(hop, error)) from error
     return client
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tofmipd.smtp.reply import Reply, printable
 
-_LINE = re.compile(rb"([2345][0-9][0-9])([ -]?)([^\r]*)")
+_LINE = re.compile(rb"([2345][0-9][0-9])(?:([ -])([^\r]*))?")
 _STATUS = re.compile(r"([245])\.([0-9]{1,3}\.[0-9]{1,3})(?:\s+|$)")
 _LINE_LIMIT_OCTETS = 2048
 _LINES_LIMIT = 200
@@ -70,7 +70,7 @@ class ReplyReader:
         if len(self._texts) >= _LINES_LIMIT:
             raise BadReply("the reply has too many lines")
         self._code = match[1]
-        self._texts.append(match[3].strip())
+        self._texts.append((match[3] or b"").strip())
         return match[2] != b"-"
 
 

@@ -57,9 +57,9 @@ class BadCommand(Exception):
 
 
 def printable(text: str, limit: int = 400) -> str:
-    """Foreign text as it may stand in a reply or a log line: one line, escaped, bounded."""
-    if len(text) > limit:
-        text = text[:limit] + "..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Foreign text as it may stand in a reply or a log line: ASCII, on one line, bounded."""
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(
+            c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text[:limit]
+        )
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -72,8 +72,10 @@ MECHANISMS = {
 
 def decode(text: str) -> bytes:
     """Strict base64 (RFC 4648 section 4).  Raises ValueError."""
+    if len(text) % 4:
+        raise ValueError("not base64")
     try:
-        return base64.b64decode(text.encode("ascii"), validate=True)
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         raise ValueError("not base64") from None
 

@@ -127,10 +127,10 @@ class Session:
         verb, _, argument = line.partition(" ")
         if not verb:
             return replies.EMPTY_COMMAND
+        if not verb.isascii():
+            return replies.NOT_ASCII
         row = _COMMANDS.get(verb.upper())
         if row is None:
-            if not verb.isascii():
-                return replies.NOT_ASCII
             return replies.unknown_command(printable(verb))
         if len(line) > COMMAND_LIMIT_OCTETS and row.handler is not Session._auth:
             return replies.LINE_TOO_LONG
@@ -251,7 +251,7 @@ class Session:
         if self._envelope is not None:
             return replies.AUTH_IN_TRANSACTION
         words = argument.split()
-        name = words[0].upper() if words else ""
+        name = words[0].upper() if words and words[0].isascii() else ""
         if name in self.policy.withheld:
             return replies.AUTH_NEEDS_TLS
         if name not in self.policy.mechanisms:

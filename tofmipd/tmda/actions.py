@@ -130,15 +130,18 @@ def parse_action(text: str) -> Action:
     return _checked(match[1], match[2])
 
 
-def parse_value(text: str) -> Action:
+def parse_value(text: str, *, address: bool) -> Action:
     """A value in ``tag``: an action if it is one as a whole, else literal text.
 
     Blanks around "=" are allowed where the option may be left out; elsewhere they make the text
     literal, as does an empty option.  Text that merely begins with the name of an action is
-    literal (the original lost it).  Raises TagError for an action that is misused.
+    literal (the original lost it).  Raises TagError for an action that is misused; where an
+    ``address`` is wanted, also for one in capitals or for incoming mail.
     """
     match = _SPACED_ACTION.fullmatch(text)
     name = "" if match is None else match[1]
+    if address and name not in TABLE and name.lower() in _INCOMING.union(TABLE, (DEFAULT,)):
+        return _checked(name, (match and match[2]) or None)
     row = TABLE.get(name)
     if match is None or not (row or name in _NOT_BUILT_YET or text == DEFAULT):
         return Action("", text.encode("utf-8", "surrogateescape"))

@@ -52,6 +52,10 @@ class Surroundings:
         return next((v for v in (self.environment.get(name) for name in names) if v), "")
 
 
+class IniText(str):
+    """The raw text of a value in INI form."""
+
+
 def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
@@ -91,6 +95,13 @@ def _headers(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise TypeError('a table of names and texts: {"Name": "text"}')
     return tuple(sorted((_header_name(k), _header_value(v)) for k, v in value.items()))
+
+
+def _delimiter(value: object) -> str:
+    text = _text(value)
+    if not text or "@" in text or not text.isprintable() or " " in text:
+        raise TypeError("one or more characters that may stand in an address, not @")
+    return text
 
 
 def _header_name(value: object) -> str:
@@ -160,7 +171,7 @@ class Config:
     message_tag_header_style: str = setting(_text, "angles")
     purged_headers_client: tuple[str, ...] = setting(_texts, ())
     received: str = setting(_one_of("", "full", "private", "none"), "")
-    recipient_delimiter: str = setting(_text, "-")
+    recipient_delimiter: str = setting(_delimiter, "-")
     sendmail_program: str = setting(_text, "", path=True)
     smtp_max_sessions_per_connection: int = setting(_number, 0)
     smtpauth_password: str = setting(_text, "")
@@ -201,14 +212,21 @@ def run_python(source: bytes, path: str, names: dict[str, Any]) -> None:
     """
     try:
         exec(compile(source, path, "exec"), names)
-    except SyntaxError as error:
-        raise ConfigError(path, error.lineno or 0, f"syntax error: {error.msg}") from None
-    except ValueError as error:
-        line = _failing_line(error.__traceback__, path)
-        raise ConfigError(path, line, f"ValueError: {error}") from None
     except (Exception, SystemExit) as error:
-        line = _failing_line(error.__traceback__, path)
-        raise ConfigError(path, line, f"{type(error).__name__}: {error}") from None
+        raise _config_error(source, path, error) from None
+
+
+def _config_error(source: bytes, path: str, error: BaseException) -> ConfigError:
+    """Where and why a configuration failed; a line with a password is not quoted."""
+    line = _failing_line(error.__traceback__, path)
+    problem = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        problem = f"syntax error: {error.msg}"
+        line = (error.lineno or 0) if error.filename == path else line
+    lines = source.split(b"\n")
+    if 0 < line <= len(lines) and b"PASSWORD" in lines[line - 1]:
+        problem = f"{type(error).__name__} in a line with a password"
+    return ConfigError(path, line, problem)
 
 
 def _failing_line(traceback: TracebackType | None, path: str) -> int:
@@ -227,9 +245,10 @@ def read_literals(source: bytes, path: str, names: dict[str, Any]) -> None:
     """
     try:
         tree = ast.parse(source, path)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", 0) or 0
-        raise ConfigError(path, line, f"syntax error: {error}") from None
+    except SyntaxError as error:
+        raise _config_error(source, path, error) from None
+    except (ValueError, MemoryError, RecursionError) as error:
+        raise ConfigError(path, 0, f"syntax error: {error}") from None
     for statement in tree.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name(id=word)) if word in TRUTH:
@@ -250,8 +269,7 @@ def _not_literal(path: str, statement: ast.stmt) -> ConfigError:
 def read_ini(source: bytes, path: str, names: dict[str, Any]) -> None:
     """Read the declarative form: one section [TMDA_CONFIG], ``name = value`` lines.
 
-    A value that is a literal (number, list, True, text in quotes) is taken as that, any other as
-    text.  Raises ConfigError.
+    What a value means is decided by the setting that it is for.  Raises ConfigError.
     """
     parser = configparser.RawConfigParser(strict=True)
     try:
@@ -260,14 +278,12 @@ def read_ini(source: bytes, path: str, names: dict[str, Any]) -> None:
     except configparser.NoSectionError:
         raise ConfigError(path, 0, f"the section [{_INI_SECTION}] is missing") from None
     except configparser.Error as error:
-        line = getattr(error, "lineno", None) or 0
+        faults = getattr(error, "errors", None) or [(getattr(error, "lineno", None) or 0, "")]
+        line = faults[0][0]
         problem = str(error).splitlines()[0]
         raise ConfigError(path, line, f"not in INI form: {problem}") from None
     for name, value in items:
-        try:
-            names[name.upper()] = ast.literal_eval(value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            names[name.upper()] = value
+        names[name.upper()] = IniText(value) if value else None
 
 
 def build(
@@ -283,15 +299,38 @@ def build(
         if value is None:
             continue
         try:
-            given[item.name] = item.metadata["convert"](value)
+            given[item.name] = _converted(value, item.metadata["convert"])
         except TypeError as error:
             line = _line_of(name, source)
+            value = _literal(value) if isinstance(value, IniText) else value
             shown = "that" if "PASSWORD" in name else repr(value)[:60]
             problem = f"{name} must be {error}, not {shown}"
             raise ConfigError(path, line, problem) from None
     unused = tuple(name for name in _NOT_BUILT_YET if names.get(name))
     config = Config(origin=path, exists=exists, unused=unused, **given)
     return _with_defaults(config, surroundings)
+
+
+def _converted(value: object, convert: Callable[[object], Any]) -> Any:
+    """The value as its setting wants it.  In INI form that is the text as it stands, or without
+    its quotes, or the literal that it spells.  Raises TypeError."""
+    if not isinstance(value, IniText):
+        return convert(value)
+    literal = _literal(value)
+    if isinstance(literal, str):
+        return convert(literal)
+    try:
+        return convert(str(value))
+    except TypeError:
+        return convert(literal)
+
+
+def _literal(text: str) -> object:
+    """What the text spells, or itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return str(text)
 
 
 def _line_of(name: str, source: bytes) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from tofmipd.tmda.errors import TagError
 
-_TIMEOUT = re.compile(r"([0-9]+)([YMwdhms])\n?", re.ASCII)
+_TIMEOUT = re.compile(r"0*([0-9]{1,15})([YMwdhms])\n?", re.ASCII)
 _UNIT_SECONDS = {
     "Y": 365 * 86400,
     "M": 30 * 86400,
@@ -28,7 +28,7 @@ _UNIT_SECONDS = {
     "s": 1,
 }
 _NOT_A_KEYWORD_OCTET = re.compile(rb"[^A-Za-z0-9!#$%&*+\-/=?^_`{|}'~]")
-_EXPIRY = re.compile(rb"([0-9]+)\.([^.]*)")
+_EXPIRY = re.compile(rb"([0-9]{1,30})\.([^.]*)")
 
 
 @dataclass(frozen=True, slots=True)

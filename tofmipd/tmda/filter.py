@@ -15,6 +15,9 @@ from tofmipd.tmda.pattern import compile_pattern
 
 Actions = tuple[tuple[str, Action], ...]
 
+# In ``tag``: what stands for these is the sender's address, not the text of a field.
+ADDRESS_HEADERS = frozenset({"from", "envelope", "resent-from"})
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -80,7 +83,13 @@ def _from(match: str) -> Matcher:
 
 
 def _first_word(match: str) -> bytes:
-    return match.split(maxsplit=1)[0].encode("utf-8", "surrogateescape")
+    return _word(match).encode("utf-8", "surrogateescape")
+
+
+def _word(text: str) -> str:
+    """The first word of a text, or ""."""
+    match = _WORD.search(text)
+    return match[0] if match is not None else ""
 
 
 # What a source makes of the text of its match.
@@ -89,7 +98,9 @@ SOURCES: dict[str, Callable[[str], Matcher]] = {"to": _to, "from": _from}
 _NOT_BUILT_YET = re.compile(r"(?:to|from)-(?:file|cdb|dbm|ezmlm|mailman|sql)|include|macro", re.I)
 _INCOMING = re.compile(r"size|pipe-headers|pipe|body-file|body|headers-file|headers", re.I)
 _SOURCE = re.compile(r"(to|from)(?!-)", re.I)
-_WORD = re.compile(r"[^\s]+", re.ASCII)
+_WORD = re.compile(r"\S+", re.ASCII)
+# What separates words; other blanks that Unicode knows are parts of words.
+_BLANKS = " \t\r\n\f\v"
 _QUOTED_OR_WORD = re.compile(r"""(?:"(.+?)(?<!\\)"|'(.+?)(?<!\\)'|(\S+))[ ]*""", re.ASCII)
 _PAIR = re.compile(
     r"""([A-Za-z][A-Za-z0-9_-]+)[ ]+          # header
@@ -150,7 +161,7 @@ def parse_rule(text: str, line: int) -> Rule:
 
 
 def _source_of(text: str) -> tuple[str, str]:
-    word = text.split(maxsplit=1)[0]
+    word = _word(text)
     if _NOT_BUILT_YET.fullmatch(word):
         raise TagError(f"{word!r} is not built yet")
     if _INCOMING.fullmatch(word):
@@ -165,13 +176,13 @@ def _match_of(source: str, rest: str) -> tuple[str, str]:
     if not rest:
         raise TagError(f"{source!r} needs an address pattern and an action")
     if rest.startswith("-"):
-        option = rest.split(maxsplit=1)[0]
+        option = _word(rest)
         raise TagError(f"{source!r} takes no option {option!r}; quote a pattern that begins with -")
     match = _QUOTED_OR_WORD.match(rest)
     if match is None:
         raise TagError(f"{source!r} needs an address pattern and an action")
     text = match[1] or match[2] or match[3]
-    if not text.strip():
+    if not text.strip(_BLANKS):
         raise TagError(f"the address pattern of {source!r} is blank")
     return text, rest[match.end() :]
 
@@ -183,15 +194,15 @@ def _actions_of(source: str, rest: str) -> Actions:
         return (("from", parse_action(rest)),)
     pairs: dict[str, Action] = {}
     position = len("tag")
-    while rest[position:].strip():
+    while rest[position:].strip(_BLANKS):
         position += len(rest[position:]) - len(rest[position:].lstrip(" "))
         match = _PAIR.match(rest, position)
         if match is None:
-            word = rest[position:].split(maxsplit=1)[0]
+            word = _word(rest[position:])
             raise TagError(f"'tag' needs pairs of HEADER and ACTION; {word!r} begins none")
         value = (match[2] or "") + (match[3] or match[4] or match[5])
         header = match[1].lower()
         pairs.pop(header, None)
-        pairs[header] = parse_value(value)
+        pairs[header] = parse_value(value, address=header in ADDRESS_HEADERS)
         position = match.end()
     return tuple(pairs.items())

@@ -11,7 +11,6 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)(?:\r\n|\Z)")
-_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
 
 
 class Field(NamedTuple):
@@ -89,7 +88,11 @@ def render(fields: list[Field]) -> bytes:
 
 def unfold(value: bytes) -> bytes:
     """The value on one line, each fold made one blank."""
-    return _FOLD.sub(b" ", value)
+    first, *others = value.split(b"\r\n")
+    if not others:
+        return value
+    *middle, last = (part.lstrip(b" \t") for part in others)
+    return b" ".join([*(part.rstrip(b" \t") for part in (first, *middle)), last])
 
 
 def capitalised(name: bytes) -> bytes:

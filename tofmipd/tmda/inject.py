@@ -14,14 +14,13 @@ from tofmipd.tmda import header
 from tofmipd.tmda.actions import DEFAULT, Action, Context, make_address
 from tofmipd.tmda.config import Config
 from tofmipd.tmda.errors import ConfigError, FilterError, TagError
-from tofmipd.tmda.filter import Actions
+from tofmipd.tmda.filter import ADDRESS_HEADERS, Actions
 from tofmipd.tmda.header import Field
 from tofmipd.tmda.mailbox import Mailbox, first_mailbox, format_mailbox, mailboxes
 from tofmipd.tmda.profile import Profile
 
 _NULL_SENDER = b"<>"
 _ALWAYS_PURGED = frozenset({b"bcc", b"resent-bcc"})
-_ENVELOPE_HEADERS = frozenset({"from", "envelope", "resent-from"})
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -166,7 +165,7 @@ def _carry_out(
         header.make_field(
             header.capitalised(name), _custom(config, actions[_text(name)], context, own)
         )
-        for name in sorted(_octets(key) for key in actions if key not in _ENVELOPE_HEADERS)
+        for name in sorted(_octets(key) for key in actions if key not in ADDRESS_HEADERS)
     )
     return _Choice(b"" if sender == _NULL_SENDER else sender, address, customs)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 _TOKEN = re.compile(
     rb"""(?P<space>[ \t\r\n]+)
-       | (?P<quoted>"(?:[^"\\]|\\.)*(?:"|\Z))
+       | (?P<quoted>"(?:[^"\\]|\\.)*(?:"|\\?\Z))
        | (?P<comment>\()
        | (?P<angle><)
        | (?P<literal>\[[^\]]*\]?)
@@ -27,18 +27,21 @@ _SIMPLE = re.compile(
     rb"[ \t]*(?:([A-Za-z0-9][A-Za-z0-9 ]*[A-Za-z0-9]|[A-Za-z0-9])[ \t]+)?"
     rb"<([A-Za-z0-9._+=-]+@[A-Za-z0-9.-]+)>[ \t]*"
 )
-_ENCODED_WORD = re.compile(rb"=\?[^? ]+\?[BbQq]\?[^? ]*\?=")
+# RFC 2047 section 2, without what would end the name; dots are wrong there but common.
+_ENCODED_WORD = re.compile(rb"=\?[^? ]+\?[BbQq]\?[^? ()<>@,:;\"\[\]\\]*\?=")
 _SPECIAL = re.compile(rb'[()<>@,:;".\[\]\\]')
 _ESCAPED = re.compile(rb'[()"\[\]\\]')
 
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """A name (may be empty), an address, and what follows the mailbox in its field."""
+    """A name (may be empty), an address, what follows the mailbox in its field, and whether it
+    is a member of a group."""
 
     name: bytes
     address: bytes
     rest: bytes = b""
+    grouped: bool = False
 
 
 @dataclass(slots=True)
@@ -49,19 +52,26 @@ class _Pending:
     comments: list[bytes] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
     at: bool = False
+    grouped: bool = False
 
     def bracketed(self, address: bytes, rest: bytes) -> Mailbox:
-        name = b" ".join(self.words)
+        # A name with an unquoted @ is an address once more, and would give the bare one away.
+        name = b"" if self.at else b" ".join(self.words)
         if self.comments:
             name = name + b" (" + b" ".join(self.comments) + b")"
-        return Mailbox(name.strip(), address, rest)
+        return Mailbox(name.strip(), address, rest, self.grouped)
 
     def bare(self, rest: bytes) -> Mailbox | None:
         """``user@host (Name)``, or one word that is no address; None when nothing was read."""
         if not self.raw:
             return None
         address = b"".join(self.raw) if self.at else self.raw[0]
-        return Mailbox(b" ".join(self.comments), address, rest)
+        return Mailbox(b" ".join(self.comments).strip(), address, rest, self.grouped)
+
+    def goes_on(self, token: bytes) -> bool:
+        """Whether a word after a blank still belongs to the address: ``a @ b . c``."""
+        last = self.raw[-1]
+        return last.endswith((b"@", b".")) or token.startswith(b".")
 
 
 def mailboxes(value: bytes) -> Iterator[Mailbox]:
@@ -71,7 +81,7 @@ def mailboxes(value: bytes) -> Iterator[Mailbox]:
         yield Mailbox(_SPACES.sub(b" ", simple[1] or b""), simple[2])
         return
     pending = _Pending()
-    position, spaced = 0, False
+    position, end, spaced = 0, 0, False
     while position < len(value):
         match = _TOKEN.match(value, position)
         if match is None:  # a lone special character: it ends nothing and means nothing
@@ -85,7 +95,7 @@ def mailboxes(value: bytes) -> Iterator[Mailbox]:
         elif kind == "angle":
             address, position = _angle_address(value, position)
             yield pending.bracketed(address, value[position:])
-            pending = _Pending()
+            pending = _Pending(grouped=pending.grouped)
         elif kind == "special" and token == b"@":
             pending.raw.append(token)
             pending.at = True
@@ -93,24 +103,27 @@ def mailboxes(value: bytes) -> Iterator[Mailbox]:
             mailbox = None if token == b":" else pending.bare(value[start:])
             if mailbox is not None:
                 yield mailbox
-            pending = _Pending()
+            pending = _Pending(grouped=token == b":" or (token == b"," and pending.grouped))
         elif kind != "space":
-            if pending.at and spaced and pending.raw[-1] != b"@":
-                mailbox = pending.bare(value[start:])
+            if pending.at and spaced and not pending.goes_on(token):
+                mailbox = pending.bare(value[end:])
                 if mailbox is not None:
                     yield mailbox
-                pending = _Pending()
+                pending = _Pending(grouped=pending.grouped)
             pending.raw.append(token)
             pending.words.append(_unquoted(token) if kind == "quoted" else token)
         spaced = kind == "space"
+        if not spaced:
+            end = position
     mailbox = pending.bare(b"")
     if mailbox is not None:
         yield mailbox
 
 
 def first_mailbox(value: bytes) -> Mailbox:
-    """The first mailbox of a field; name and address are empty when there is none."""
-    return next(mailboxes(value), Mailbox(b"", b""))
+    """The first mailbox of a field; name and address are empty when there is none, or a group."""
+    mailbox = next(mailboxes(value), None)
+    return Mailbox(b"", b"") if mailbox is None or mailbox.grouped else mailbox
 
 
 def _unquoted(token: bytes) -> bytes:
@@ -164,6 +177,17 @@ def format_mailbox(name: bytes, address: bytes, style: str) -> bytes:
     """
     if style == "address" or not name:
         return address
-    if _SPECIAL.search(_ENCODED_WORD.sub(b"", name)):
-        name = b'"' + _ESCAPED.sub(rb"\\\g<0>", name) + b'"'
+    if _ENCODED_WORD.search(name):
+        name = b" ".join(
+            word if _ENCODED_WORD.fullmatch(word) else _quoted(word) for word in name.split(b" ")
+        )
+    else:
+        name = _quoted(name)
     return name + b" <" + address + b">"
+
+
+def _quoted(text: bytes) -> bytes:
+    """In quotes if there is need for them."""
+    if not _SPECIAL.search(text):
+        return text
+    return b'"' + _ESCAPED.sub(rb"\\\g<0>", text) + b'"'

@@ -118,7 +118,7 @@ def read_key(path: str, allow_mode_640: bool = False) -> bytes:
     """The key, decoded (reference, section 2).  Raises KeyFileError."""
     allowed = (0o400, 0o600, 0o640) if allow_mode_640 else (0o400, 0o600)
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o7777
             text = file.read(65536).strip()
     except FileNotFoundError:
