@@ -13,6 +13,7 @@ from tofmipd.log import TRACE
 from tofmipd.settings import Limits
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import BadCommand, Reply
+from tofmipd.smtp.sasl import MECHANISMS
 from tofmipd.smtp.session import MakeChallenge, Receive, Session, Step, Submit, Verify
 from tofmipd.smtp.stream import LineReader, MessageReader, NewlineFixer
 from tofmipd.wire import Wire
@@ -63,15 +64,20 @@ class Pump:
         self._say(self._session.greeting())
         linger = False
         try:
-            while not self._obey_next():
+            while not (reply := self._obey_next()).closes:
                 pass
             self._wire.flush()
-            linger = True
+            # After these the client has nothing more to say.
+            linger = reply not in (replies.BYE, replies.SHUTTING_DOWN)
         except TimeoutError as error:
             log.info("s=%s timeout: %s", self._id, error)
             linger = self._last_words(replies.TIMED_OUT)
         except (Hangup, ConnectionError) as error:
             log.debug("s=%s gone: %s", self._id, error)
+        except Exception:
+            # What the client sends now may be the rest of a message: no line of it is obeyed.
+            log.exception("s=%s internal error", self._id)
+            linger = self._last_words(replies.INTERNAL_ERROR)
         finally:
             self._content.close()
             self._wire.close(linger=linger)
@@ -94,13 +100,13 @@ class Pump:
             trace.debug("s=%s S: %s", self._id, reply)
         self._wire.queue(reply.encode())
 
-    def _obey_next(self) -> bool:
-        """Read one line and do what it asks for; whether that ended the session."""
+    def _obey_next(self) -> Reply:
+        """Read one line and do what it asks for; the reply that ended that."""
         try:
             line = self._next_line()
             if line is None:
                 self._say(replies.SHUTTING_DOWN)
-                return True
+                return replies.SHUTTING_DOWN
             if self._tracing:
                 shown = "***" if self._session.secret_line else _masked(line)
                 trace.debug("s=%s C: %s", self._id, shown)
@@ -110,7 +116,7 @@ class Pump:
         while not isinstance(step, Reply):
             step = self._perform(step)
         self._say(step)
-        return step.closes
+        return step
 
     def _next_line(self) -> bytes | None:
         """The next line, or None when the service is asked to stop.  Raises BadCommand, Hangup,
@@ -140,25 +146,22 @@ class Pump:
         return line
 
     def _perform(self, step: MakeChallenge | Verify | Receive | Submit) -> Step:
-        """Carry a request of the session out; an unexpected error costs only this command."""
+        """Carry a request of the session out.  A defect behind the gate costs this command only."""
+        if isinstance(step, Receive):
+            return self._session.received(self._receive(step.reply))
         try:
             match step:
                 case Submit(envelope=envelope):
-                    try:
-                        return self._session.submitted(self._pass.submit(envelope, self._content))
-                    finally:
-                        self._content.close()
-                case Receive(reply=reply):
-                    return self._session.received(self._receive(reply))
+                    return self._session.submitted(self._pass.submit(envelope, self._content))
                 case Verify():
                     return self._session.judged(self._verify(step))
                 case MakeChallenge():
                     return self._session.challenged(self._pass.challenge())
-        except (TimeoutError, Hangup, ConnectionError):
-            raise
         except Exception:
             log.exception("s=%s internal error", self._id)
             return replies.INTERNAL_ERROR
+        finally:
+            self._content.close()
 
     def _verify(self, step: Verify) -> Verdict:
         """A rejection takes equally long whatever its reason, and longer each time."""
@@ -227,8 +230,9 @@ class Pump:
 
 
 def _masked(line: bytes) -> str:
-    """A command line for the trace; what follows the mechanism of AUTH is not shown."""
-    words = line.split(None, 2)
-    if len(words) > 2 and words[0].upper() == b"AUTH":
-        line = b" ".join(words[:2]) + b" ***"
+    """A command line for the trace; of AUTH nothing is shown but the name of a mechanism."""
+    verb, _, argument = line.replace(b"\t", b" ").lstrip().partition(b" ")
+    if verb[:4].upper() == b"AUTH":
+        word = argument.split(b" ")[0].upper().decode("ascii", "replace")
+        line = b"AUTH " + (word.encode() if word in MECHANISMS else b"") + b" ***"
     return repr(line)[2:-1]

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -52,25 +53,26 @@ class SendmailTransport:
         sender = copy.sender.decode("utf-8", "surrogateescape") or self.null_sender
         recipients = [address.decode("utf-8", "surrogateescape") for address in copy.recipients]
         arguments = [self.program, "-i", "-f", sender, "--", *recipients]
-        with tempfile.TemporaryFile() as message, tempfile.TemporaryFile() as output:
-            try:
+        try:
+            with tempfile.TemporaryFile() as message:
                 for block in as_local_text(copy.blocks()):
                     message.write(block)
                 message.seek(0)
-            except OSError as error:
-                raise _temporary("3.1", f"no room for the message: {error.strerror}") from error
-            status = self._run(arguments, message, output)
-            self._judge(status, output)
+                status, output = self._run(arguments, message)
+        except OSError as error:
+            raise _temporary("3.1", f"no room for the message: {error.strerror}") from error
+        self._judge(status, output)
         return f"{os.path.basename(self.program)} exited with 0"
 
-    def _run(self, arguments: list[str], message: IO[bytes], output: IO[bytes]) -> int:
+    def _run(self, arguments: list[str], message: IO[bytes]) -> tuple[int, bytes]:
+        """The exit status and the beginning of what the program wrote."""
         try:
             with cpus.all_of_them():
                 process = subprocess.Popen(
                     arguments,
                     stdin=message,
-                    stdout=output,
-                    stderr=output,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
                     cwd=self.directory,
                     env=dict(self.environment),
                     start_new_session=True,
@@ -78,18 +80,19 @@ class SendmailTransport:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise _temporary("3.5", f"{self.program} cannot be run: {reason}") from error
-        if not _wait(process, self.timeout):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with process:
+            ended, output = _listen(process, self.timeout)
+            if not ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if not ended:
             raise _temporary("3.0", f"{self.program} did not end within {self.timeout:g} s")
-        return process.wait()
+        return process.returncode, output
 
-    def _judge(self, status: int, output: IO[bytes]) -> None:
+    def _judge(self, status: int, output: bytes) -> None:
         if status == 0:
             return
-        output.seek(0)
-        said = printable(output.read(_OUTPUT_LIMIT_OCTETS).decode("utf-8", "replace").strip())
+        said = printable(output.decode("utf-8", "replace").strip())
         log.warning("%s ended with status %d: %s", self.program, status, said)
         name = os.path.basename(self.program)
         if status < 0:
@@ -100,15 +103,31 @@ class SendmailTransport:
         raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)))
 
 
-def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
-    """Whether the process ended in time, without the naps that Popen.wait takes."""
-    descriptor = os.pidfd_open(process.pid)
-    try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
-    finally:
-        os.close(descriptor)
+def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, bytes]:
+    """Wait for the end of a process and read what it writes, which is dropped beyond a limit.
+
+    Whether it ended in time, and the text.  Its children may go on, and keep the pipe open.
+    """
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    os.set_blocking(pipe, False)
+    output = b""
+    deadline = time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    with open(os.pidfd_open(process.pid), "rb", buffering=0) as end:
+        poll.register(end, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
+            if pipe in ready:
+                with contextlib.suppress(BlockingIOError):
+                    octets = os.read(pipe, 65536)
+                    output = (output + octets)[:_OUTPUT_LIMIT_OCTETS]
+                    if not octets:
+                        poll.unregister(pipe)
+            elif end.fileno() in ready:
+                return True, output
+    return False, output
 
 
 def _temporary(detail: str, text: str) -> HandOffFailed:

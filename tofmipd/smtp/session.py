@@ -124,7 +124,7 @@ class Session:
         return step
 
     def _command(self, line: str) -> Step:
-        verb, _, argument = line.partition(" ")
+        verb, _, argument = line.replace("\t", " ").partition(" ")
         if not verb:
             return replies.EMPTY_COMMAND
         if not verb.isascii():
@@ -136,7 +136,7 @@ class Session:
             return replies.LINE_TOO_LONG
         if not (row.before_auth or self.authenticated):
             return replies.AUTH_REQUIRED
-        return row.handler(self, argument.strip(" \t"))
+        return row.handler(self, argument.strip(" "))
 
     def _ehlo(self, name: str) -> Step:
         if not name:
