@@ -128,6 +128,9 @@ def serve(service: Service, listeners: list[Listener]) -> None:
     if not service.stop():
         log.warning("some sessions did not end in time and are cut off")
     log.info("stopped")
+    # While the interpreter goes down a second signal would otherwise count as a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def detach() -> None:

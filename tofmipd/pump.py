@@ -13,7 +13,6 @@ from tofmipd.log import TRACE
 from tofmipd.settings import Limits
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import BadCommand, Reply
-from tofmipd.smtp.sasl import MECHANISMS
 from tofmipd.smtp.session import MakeChallenge, Receive, Session, Step, Submit, Verify
 from tofmipd.smtp.stream import LineReader, MessageReader, NewlineFixer
 from tofmipd.wire import Wire
@@ -108,8 +107,7 @@ class Pump:
                 self._say(replies.SHUTTING_DOWN)
                 return replies.SHUTTING_DOWN
             if self._tracing:
-                shown = "***" if self._session.secret_line else _masked(line)
-                trace.debug("s=%s C: %s", self._id, shown)
+                trace.debug("s=%s C: %s", self._id, self._session.shown(line))
             step = self._session.line(line)
         except BadCommand as error:
             step = self._session.bad_line(error.reply)
@@ -227,12 +225,3 @@ class Pump:
                 raise Hangup("closed by the client within a message")
             if len(octets) == want:
                 want = _DATA_OCTETS
-
-
-def _masked(line: bytes) -> str:
-    """A command line for the trace; of AUTH nothing is shown but the name of a mechanism."""
-    verb, _, argument = line.replace(b"\t", b" ").lstrip().partition(b" ")
-    if verb[:4].upper() == b"AUTH":
-        word = argument.split(b" ")[0].upper().decode("ascii", "replace")
-        line = b"AUTH " + (word.encode() if word in MECHANISMS else b"") + b" ***"
-    return repr(line)[2:-1]

@@ -96,7 +96,8 @@ def read_passwords(path: str, owner: int) -> dict[str, bytes]:
         ) from None
     except OSError as error:
         raise PasswordFileError(
-            f"{path}: cannot be read ({error.strerror}); it must be readable by uid {os.getuid()}"
+            f"{path}: cannot be read ({error.strerror}), must be readable by uid {owner}"
+            f" (chown {owner} {path}; chmod 600 {path})"
         ) from None
     return _parse(path, text)
 

@@ -272,7 +272,7 @@ def _not_opened(hop: NextHop, error: Exception) -> Reply:
             return _temporary("4.1", f"next hop {hop} says: {code} {said}")
         case ssl.SSLError():
             return _temporary("7.5", f"next hop {hop}: TLS failed: {error}")
-        case TimeoutError():
+        case TimeoutError() | OSError(__context__=TimeoutError()):
             return _temporary("4.1", f"next hop {hop} does not answer")
         case OSError(strerror=str() as reason):
             return _temporary("4.1", f"next hop {hop}: {reason}")

@@ -71,7 +71,9 @@ def ehlo(host_name: str, keywords: tuple[str, ...]) -> Reply:
 
 
 def unknown_command(verb: str) -> Reply:
-    return Reply(502, "5.1", (f'Error: command "{verb[:40]}" not implemented',))
+    """``verb`` is "" where it might be a secret."""
+    named = f'"{verb[:40]}" ' if verb else ""
+    return Reply(502, "5.1", (f"Error: command {named}not implemented",))
 
 
 def unknown_parameter(name: str) -> Reply:

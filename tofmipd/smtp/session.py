@@ -83,6 +83,8 @@ class Session:
         self._exchange: Exchange | None = None
         self._mechanism = ""
         self._user = ""
+        # An AUTH command has not led to a login, and no other command has come since.
+        self._auth_open = False
         self._errors = 0
         self._auth_failures = 0
 
@@ -91,10 +93,21 @@ class Session:
         """How long the next line may be; AUTH may carry its response in the command."""
         return COMMAND_LIMIT_OCTETS if self.authenticated else AUTH_LIMIT_OCTETS
 
-    @property
-    def secret_line(self) -> bool:
-        """Whether the next line belongs to an AUTH exchange and must not be shown."""
-        return self._exchange is not None
+    def shown(self, octets: bytes) -> str:
+        """What a log may show of the next line.
+
+        Not what belongs to an AUTH exchange, nor what a client that did not see the end of one
+        sends as its next response.
+        """
+        if self._exchange is not None:
+            return "***"
+        verb, _, argument = _words(octets.decode("utf-8", "surrogateescape"))
+        if verb == "AUTH":
+            name = argument.partition(" ")[0].upper()
+            return f"AUTH {name if name in sasl.MECHANISMS else ''} ***"
+        if verb not in _COMMANDS and self._auth_open:
+            return "***"
+        return repr(octets)[2:-1]
 
     @property
     def authenticated(self) -> bool:
@@ -124,19 +137,20 @@ class Session:
         return step
 
     def _command(self, line: str) -> Step:
-        verb, _, argument = line.replace("\t", " ").partition(" ")
+        verb, given, argument = _words(line)
         if not verb:
             return replies.EMPTY_COMMAND
-        if not verb.isascii():
-            return replies.NOT_ASCII
-        row = _COMMANDS.get(verb.upper())
+        row = _COMMANDS.get(verb)
         if row is None:
-            return replies.unknown_command(printable(verb))
+            if not given.isascii():
+                return replies.NOT_ASCII
+            return replies.unknown_command("" if self._auth_open else printable(given))
+        self._auth_open = row.handler is Session._auth
         if len(line) > COMMAND_LIMIT_OCTETS and row.handler is not Session._auth:
             return replies.LINE_TOO_LONG
         if not (row.before_auth or self.authenticated):
             return replies.AUTH_REQUIRED
-        return row.handler(self, argument.strip(" "))
+        return row.handler(self, argument)
 
     def _ehlo(self, name: str) -> Step:
         if not name:
@@ -298,6 +312,7 @@ class Session:
         """The verdict on the credentials that were handed out last."""
         if verdict is Verdict.ACCEPTED:
             self.login = self._user
+            self._auth_open = False
             return replies.AUTH_ACCEPTED
         if verdict is Verdict.UNAVAILABLE:
             return replies.AUTH_TEMPORARY
@@ -305,6 +320,12 @@ class Session:
         if self._auth_failures >= self.policy.max_auth_failures:
             return replies.TOO_MANY_FAILURES
         return replies.AUTH_REJECTED
+
+
+def _words(line: str) -> tuple[str, str, str]:
+    """The verb in upper case if it is ASCII, the verb as given, and the argument."""
+    given, _, argument = line.replace("\t", " ").partition(" ")
+    return given.upper() if given.isascii() else given, given, argument.strip(" ")
 
 
 @dataclass(frozen=True, slots=True)
