@@ -6,10 +6,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from tofmipd import cpus
 from tofmipd import log as log_module
@@ -109,18 +107,12 @@ def announce(listeners: list[Listener]) -> None:
 
 def serve(service: Service, listeners: list[Listener]) -> None:
     """Accept until SIGTERM or SIGINT, then let messages under way finish."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
+    signals = catch_signals(signal.SIGTERM, signal.SIGINT)
     for listener in listeners:
         listener.start()
     log.info("started, pid %d", os.getpid())
-    asked.wait()
-    log.info("stopping")
+    number = os.read(signals, 1)[0]
+    log.info("stopping on %s", signal.Signals(number).name)
     service.begin_stop()
     for listener in listeners:
         listener.shutdown()
@@ -131,6 +123,19 @@ def serve(service: Service, listeners: list[Listener]) -> None:
     # While the interpreter goes down a second signal would otherwise count as a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def catch_signals(*numbers: int) -> int:
+    """A descriptor from which the number of each signal that comes can be read, an octet each.
+
+    A signal may interrupt any thread; one that waits for a lock would not notice that.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda number, frame: None)
+    return reader
 
 
 def detach() -> None:
