@@ -1,0 +1,739 @@
+"""Stand-ins that speak the real protocols, for the tests of all rooms.
+
+Everything listens on 127.0.0.1 and waits for a bounded time only.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from tofmipd.auth.credentials import Credentials, Password, Verdict
+from tofmipd.content import Content
+from tofmipd.handoff.copy import Copy
+from tofmipd.smtp import replies
+from tofmipd.smtp.envelope import Envelope, Peer
+from tofmipd.smtp.reply import BadCommand, Reply
+from tofmipd.smtp.session import MakeChallenge, Policy, Receive, Session, Step, Submit, Verify
+from tofmipd.smtp.stream import LineReader, MessageReader
+
+PATIENCE_SECONDS = 10.0
+ALL_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+LOOPBACK = Peer("127.0.0.1", 40000, loopback=True)
+TAKEN = Reply(250, "0.0", ("Ok: taken",))
+# The example of RFC 2195, section 2.
+RFC2195_CHALLENGE = b"<1896.697170952@postoffice.reston.mci.net>"
+RFC2195_SECRET = b"tanstaaftanstaaf"
+RFC2195_DIGEST = b"b913a602c7eda7a495b4e6e7334d3890"
+
+
+def wait_for(condition: Callable[[], object], limit_seconds: float = PATIENCE_SECONDS) -> None:
+    """Come back as soon as ``condition`` holds; AssertionError if it never does."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.005)
+
+
+def b64(octets: bytes) -> str:
+    return base64.b64encode(octets).decode()
+
+
+def content_of(octets: bytes | Iterable[bytes]) -> Content:
+    content = Content()
+    for block in (octets,) if isinstance(octets, bytes) else octets:
+        content.write(block)
+    return content
+
+
+def copy_of(
+    body: bytes | Iterable[bytes] = b"Hello.\r\n",
+    *,
+    sender: bytes = b"a@example.org",
+    recipients: tuple[bytes, ...] = (b"x@example.net",),
+    header: bytes = b"Subject: test\r\n\r\n",
+    eight_bit: bool = False,
+) -> Copy:
+    return Copy(sender, recipients, header, content_of(body), 0, eight_bit)
+
+
+# The session's side of the gate.
+
+
+def is_right(passwords: dict[str, bytes], credentials: Credentials, challenge: bytes) -> bool:
+    password = passwords.get(credentials.user)
+    if password is None:
+        return False
+    if isinstance(credentials, Password):
+        return credentials.password == password
+    digest = hmac.digest(password, credentials.challenge or challenge, "md5").hex().encode()
+    return credentials.digest == digest
+
+
+class FakeGate:
+    """A gate and its passes in one: judges by a table, keeps what is submitted.
+
+    ``reply`` answers every message; a callable may instead look at it, wait, or raise.
+    """
+
+    mechanisms = frozenset(ALL_MECHANISMS)
+
+    def __init__(
+        self,
+        passwords: dict[str, bytes] | None = None,
+        reply: Reply | Callable[[Envelope, bytes], Reply] = TAKEN,
+    ) -> None:
+        self.passwords = {"bobby": b"FooBar"} if passwords is None else passwords
+        self.reply = reply
+        self.submitted: list[tuple[Envelope, bytes]] = []
+        self.asked: list[tuple[Credentials, str]] = []
+        self.unavailable = False
+
+    def admit(self, session_id: str, peer: Peer) -> FakeGate:
+        return self
+
+    def challenge(self) -> bytes:
+        return RFC2195_CHALLENGE
+
+    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+        self.asked.append((credentials, mechanism))
+        if self.unavailable:
+            return Verdict.UNAVAILABLE
+        right = is_right(self.passwords, credentials, RFC2195_CHALLENGE)
+        return Verdict.ACCEPTED if right else Verdict.REJECTED
+
+    def submit(self, envelope: Envelope, content: Content) -> Reply:
+        octets = b"".join(content.blocks())
+        reply = self.reply if isinstance(self.reply, Reply) else self.reply(envelope, octets)
+        self.submitted.append((envelope, octets))
+        return reply
+
+
+@dataclass
+class Desk:
+    """Drives a Session without a socket: octets in, lines of text out.
+
+    Each line of a reply comes out as "S: ...", each request to what stands behind the gate as
+    "G: ...".  After a reply that closes comes "S: <closed>", and nothing more.
+    """
+
+    policy: Policy
+    passwords: dict[str, bytes] = field(default_factory=dict)
+    challenge: bytes = RFC2195_CHALLENGE
+    unavailable: bool = False
+    outcome: Reply = TAKEN
+    peer: Peer = LOOPBACK
+
+    def __post_init__(self) -> None:
+        self.session = Session(self.policy, self.peer)
+        self.lines = LineReader()
+        self.closed = False
+        self._message: MessageReader | None = None
+        self._out: list[str] = []
+        self._say(self.session.greeting())
+
+    def feed(self, octets: bytes) -> None:
+        """Take what the client sends, in any pieces."""
+        if self._message is not None:
+            self._read_message(octets)
+        else:
+            self.lines.feed(octets)
+        while not self.closed and self._message is None and self._obey():
+            pass
+
+    def said(self) -> list[str]:
+        """What came out since the last call."""
+        out, self._out = self._out, []
+        return out
+
+    def _obey(self) -> bool:
+        try:
+            line = self.lines.line(self.session.line_limit_octets)
+            if line is None:
+                return False
+            step = self.session.line(line)
+        except BadCommand as error:
+            step = self.session.bad_line(error.reply)
+        self._carry_out(step)
+        return True
+
+    def _carry_out(self, step: Step) -> None:
+        while not isinstance(step, Reply):
+            match step:
+                case Receive(reply=reply):
+                    self._say(reply)
+                    self._message = MessageReader(lambda _: None, self.policy.size_limit_octets)
+                    self._read_message(self.lines.take())
+                    return
+                case Submit(envelope=envelope):
+                    self._out.append("G: " + described(envelope))
+                    step = self.session.submitted(self.outcome)
+                case MakeChallenge():
+                    self._out.append("G: challenge")
+                    step = self.session.challenged(self.challenge)
+                case Verify(credentials=credentials, mechanism=mechanism):
+                    self._out.append(f"G: verify {mechanism} {credentials.user}")
+                    step = self.session.judged(self._judge(credentials))
+        self._say(step)
+
+    def _judge(self, credentials: Credentials) -> Verdict:
+        if self.unavailable:
+            return Verdict.UNAVAILABLE
+        right = is_right(self.passwords, credentials, self.challenge)
+        return Verdict.ACCEPTED if right else Verdict.REJECTED
+
+    def _read_message(self, octets: bytes) -> None:
+        reader = self._message
+        assert reader is not None
+        rest = reader.feed(octets) if octets else None
+        if rest is None:
+            return
+        self._message = None
+        self.lines.feed(rest)
+        problem = replies.MESSAGE_TOO_BIG if reader.too_big else None
+        if problem is None and reader.bare_newline:
+            problem = replies.BARE_NEWLINE
+        self._carry_out(self.session.received(problem))
+
+    def _say(self, reply: Reply) -> None:
+        text = reply.encode().decode("ascii")
+        assert text.endswith("\r\n")
+        self._out += [f"S: {line}" for line in text[:-2].split("\r\n")]
+        if reply.closes:
+            self.closed = True
+            self._out.append("S: <closed>")
+
+
+def described(envelope: Envelope) -> str:
+    """An envelope in one line, for dialogues."""
+    words = [
+        f"submit {envelope.protocol} login={envelope.login} helo={envelope.helo}",
+        f"from=<{envelope.sender}>",
+        *(f"to=<{recipient}>" for recipient in envelope.recipients),
+        f"size={envelope.size_octets}" if envelope.size_octets else "",
+        "8bit" if envelope.eight_bit else "",
+    ]
+    return " ".join(filter(None, words))
+
+
+# The client's side of a connection.
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection over loopback: the server's, the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), timeout=PATIENCE_SECONDS)
+        server, _ = listener.accept()
+    return server, client
+
+
+class CountingSocket(socket.socket):
+    """A socket that counts its writes."""
+
+    writes = 0
+
+    def sendall(self, octets: bytes, flags: int = 0) -> None:
+        self.writes += 1
+        super().sendall(octets, flags)
+
+
+class Client:
+    """A mail client by hand: says lines, reads whole replies.  No wait is unbounded."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.socket.settimeout(PATIENCE_SECONDS)
+        self._buffer = b""
+
+    @classmethod
+    def connect(cls, port: int) -> Client:
+        return cls(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS))
+
+    def say(self, *lines: str) -> None:
+        """Send the lines at once."""
+        self.raw("".join(line + "\r\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+    def raw(self, octets: bytes) -> None:
+        self.socket.sendall(octets)
+
+    def reply(self) -> str:
+        """The next whole reply, its lines joined by LF; "" when the connection is closed."""
+        lines = []
+        while True:
+            line = self._line()
+            if line is None:
+                return ""
+            lines.append(line)
+            if line[3:4] != "-":
+                return "\n".join(lines)
+
+    def ask(self, *lines: str) -> str:
+        """Send the lines; the reply to the last of them."""
+        self.say(*lines)
+        return [self.reply() for _ in lines][-1]
+
+    def log_in(self, user: str = "bobby", password: str = "FooBar") -> str:
+        return self.ask("AUTH PLAIN " + b64(f"\0{user}\0{password}".encode()))
+
+    def rest(self) -> bytes:
+        """All octets up to the end of the connection."""
+        octets = self._buffer
+        with contextlib.suppress(ConnectionError):
+            while block := self.socket.recv(65536):
+                octets += block
+        self._buffer = b""
+        return octets
+
+    def silent_for(self, seconds: float) -> bool:
+        """Whether nothing comes for so long."""
+        self.socket.settimeout(seconds)
+        try:
+            self._buffer += self.socket.recv(65536)
+        except TimeoutError:
+            return True
+        finally:
+            self.socket.settimeout(PATIENCE_SECONDS)
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _line(self) -> str | None:
+        while b"\r\n" not in self._buffer:
+            try:
+                octets = self.socket.recv(65536)
+            except ConnectionError:
+                octets = b""
+            if not octets:
+                return None
+            self._buffer += octets
+        line, self._buffer = self._buffer.split(b"\r\n", 1)
+        return line.decode("ascii")
+
+
+# The next hop.
+
+
+class Moment(NamedTuple):
+    """When a fake next hop asks its script what to do.
+
+    ``stage`` is "GREETING", a verb, "BODY" (some of a message has come) or "DOT" (all of it
+    has); ``connection`` and ``message`` count from 1.
+    """
+
+    stage: str
+    argument: str
+    connection: int
+    message: int
+
+
+@dataclass(frozen=True)
+class Act:
+    """What the next hop does instead of the usual: says something, then hangs up or stalls.
+
+    ``drip``: it says one octet at a time, without end.
+    """
+
+    octets: bytes = b""
+    close: bool = False
+    stall: bool = False
+    drip: bool = False
+
+
+CLOSE = Act(close=True)
+STALL = Act(stall=True)
+Script = Callable[[Moment], Act | None]
+
+
+def at(stage: str, act: Act | bytes, **when: int | str) -> Script:
+    """The script that does ``act`` at ``stage``, and only where ``when`` fits the moment."""
+    done = Act(act) if isinstance(act, bytes) else act
+
+    def script(moment: Moment) -> Act | None:
+        fits = all(getattr(moment, name) == value for name, value in when.items())
+        return done if moment.stage == stage and fits else None
+
+    return script
+
+
+@dataclass
+class Taken:
+    """A message that the next hop has said 250 to; ``wire`` is without the final dot."""
+
+    connection: int
+    sender: str
+    recipients: list[str]
+    wire: bytes
+    size_octets: int
+    digest: str
+
+    @property
+    def text(self) -> bytes:
+        """What a reader of the message would see."""
+        return b"\r\n".join(line.removeprefix(b".") for line in self.wire.split(b"\r\n"))
+
+
+FEATURES = ("PIPELINING", "SIZE 100000000", "8BITMIME", "ENHANCEDSTATUSCODES")
+
+
+class FakeNextHop:
+    """An SMTP server in threads, as strict as the RFC about line ends.
+
+    ``script`` may replace any answer.  ``login`` demands these credentials by AUTH PLAIN,
+    ``tls`` offers STARTTLS.  With ``keep`` off only the digest of a message is remembered.
+    """
+
+    def __init__(
+        self,
+        script: Script = lambda moment: None,
+        *,
+        features: tuple[str, ...] = FEATURES,
+        login: tuple[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.script = script
+        self.features = features
+        self.login = login
+        self.tls = tls
+        self.keep = keep
+        self.connections = 0
+        self.closed_connections = 0
+        self.messages: list[Taken] = []
+        self.transcripts: list[list[str]] = []
+        # What came with each MAIL in one piece, and faults of the client.
+        self.groups: list[list[str]] = []
+        self.violations: list[str] = []
+        self.ending = threading.Event()
+        self._talks: list[_NextHopSession] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._start(self._accept)
+
+    def __enter__(self) -> FakeNextHop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.ending.set()
+        self.refuse_connections()
+        self.hang_up()
+        for thread in list(self._threads):
+            thread.join(PATIENCE_SECONDS)
+
+    def refuse_connections(self) -> None:
+        """Nobody listens any more; connections that are open stay so."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def hang_up(self) -> None:
+        """Close all connections, as a server does that has been idle for too long."""
+        for talk in self._talks:
+            with contextlib.suppress(OSError):
+                talk.socket.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def commands(self) -> list[str]:
+        """All commands of all connections."""
+        return [line for transcript in self.transcripts for line in transcript]
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self.ending.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.settimeout(PATIENCE_SECONDS * 3)
+            # Many small replies meet delayed ACKs otherwise.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connections += 1
+            self.transcripts.append([])
+            talk = _NextHopSession(self, sock, self.connections)
+            self._talks.append(talk)
+            self._start(self._serve, talk)
+
+    def _serve(self, talk: _NextHopSession) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                talk.run()
+        finally:
+            talk.socket.close()
+            self.closed_connections += 1
+
+
+class _NextHopSession:
+    def __init__(self, hop: FakeNextHop, sock: socket.socket, number: int) -> None:
+        self.hop = hop
+        self.socket = sock
+        self.number = number
+        self.buffer = b""
+        self.message = 1
+        self.sender: str | None = None
+        self.recipients: list[str] = []
+        self.secure = self.known = False
+
+    def run(self) -> None:
+        going = self.answer("GREETING", "", b"220 next.example ESMTP fake\r\n")
+        while going:
+            line = self.line()
+            if line is None:
+                return
+            self.hop.transcripts[self.number - 1].append(line)
+            going = self.obey(line)
+
+    def decide(self, stage: str, argument: str = "") -> Act | None:
+        return self.hop.script(Moment(stage, argument, self.number, self.message))
+
+    def do(self, act: Act | None, usual: bytes = b"") -> bool:
+        """Do that, or say the usual; whether to go on."""
+        act = act or Act(usual)
+        while act.drip and not self.hop.ending.wait(0.02):
+            self.socket.sendall(act.octets[:1])
+        self.socket.sendall(act.octets)
+        if act.stall:
+            self.hop.ending.wait(PATIENCE_SECONDS * 3)
+        return not (act.close or act.stall)
+
+    def answer(self, stage: str, argument: str, usual: bytes) -> bool:
+        return self.do(self.decide(stage, argument), usual)
+
+    def more(self) -> bool:
+        octets = self.socket.recv(1 << 16)
+        self.buffer += octets
+        return bool(octets)
+
+    def line(self) -> str | None:
+        while b"\n" not in self.buffer:
+            if not self.more():
+                return None
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        if not line.endswith(b"\r") or b"\r" in line[:-1]:
+            self.hop.violations.append(f"bare newline in the command {line!r}")
+        return line.removesuffix(b"\r").decode("latin-1")
+
+    def obey(self, line: str) -> bool:
+        verb, _, argument = line.partition(" ")
+        verb = verb.upper()
+        if verb == "MAIL":
+            group = [line, *self.buffer.decode("latin-1").split("\r\n")[:-1]]
+            self.hop.groups.append(group)
+            if len(group) > 1 and "PIPELINING" not in self.hop.features:
+                self.hop.violations.append("commands pipelined without being asked to")
+        match verb:
+            case "EHLO" | "HELO":
+                return self.answer(verb, argument, self.hello(verb))
+            case "STARTTLS":
+                return self.start_tls()
+            case "AUTH":
+                return self.auth(argument)
+            case "MAIL" if self.hop.login is not None and not self.known:
+                return self.answer(verb, argument, b"530 5.7.0 log in first\r\n")
+            case "MAIL":
+                return self.transaction_begins(argument)
+            case "RCPT":
+                return self.recipient(argument)
+            case "DATA":
+                return self.data()
+            case "QUIT":
+                self.answer(verb, argument, b"221 2.0.0 bye\r\n")
+                return False
+            case "RSET" | "NOOP":
+                if verb == "RSET":
+                    self.sender, self.recipients = None, []
+                return self.answer(verb, argument, b"250 2.0.0 ok\r\n")
+        self.hop.violations.append(f"unknown command {line!r}")
+        return self.answer(verb, argument, b"502 5.5.1 unknown\r\n")
+
+    def hello(self, verb: str) -> bytes:
+        lines = ["next.example"]
+        if verb == "EHLO":
+            lines += self.hop.features
+            if self.hop.tls is not None and not self.secure:
+                lines.append("STARTTLS")
+            if self.hop.login is not None:
+                lines.append("AUTH PLAIN")
+        last = len(lines) - 1
+        return "".join(
+            f"250{' ' if number == last else '-'}{line}\r\n" for number, line in enumerate(lines)
+        ).encode()
+
+    def start_tls(self) -> bool:
+        if self.hop.tls is None:
+            return self.answer("STARTTLS", "", b"502 5.5.1 no TLS here\r\n")
+        if not self.answer("STARTTLS", "", b"220 2.0.0 go ahead\r\n"):
+            return False
+        self.socket = self.hop.tls.wrap_socket(self.socket, server_side=True)
+        self.secure = True
+        return True
+
+    def auth(self, argument: str) -> bool:
+        wanted = ""
+        if self.hop.login is not None:
+            user, password = self.hop.login
+            wanted = "PLAIN " + b64(f"\0{user}\0{password}".encode())
+        self.known = argument == wanted
+        usual = b"235 2.7.0 welcome\r\n" if self.known else b"535 5.7.8 no\r\n"
+        return self.answer("AUTH", argument, usual)
+
+    def transaction_begins(self, argument: str) -> bool:
+        if self.sender is not None:
+            self.hop.violations.append("MAIL within a transaction")
+        act = self.decide("MAIL", argument)
+        self.sender = _between_brackets(argument) if act is None else None
+        self.recipients = []
+        return self.do(act, b"250 2.1.0 sender ok\r\n")
+
+    def recipient(self, argument: str) -> bool:
+        if self.sender is None:
+            return self.do(None, b"503 5.5.1 no sender\r\n")
+        act = self.decide("RCPT", argument)
+        if act is None or act.octets.startswith(b"25"):
+            self.recipients.append(_between_brackets(argument))
+        return self.do(act, b"250 2.1.5 recipient ok\r\n")
+
+    def data(self) -> bool:
+        if not self.recipients:
+            return self.do(None, b"554 5.5.1 no valid recipients\r\n")
+        act = self.decide("DATA")
+        going = self.do(act, b"354 go on\r\n")
+        if act is not None and not act.octets.startswith(b"354"):
+            return going
+        return going and self.read_message()
+
+    def read_message(self) -> bool:
+        """Up to CRLF.CRLF; the CRLF of the DATA line counts as the first one."""
+        wire, digest, size = [], hashlib.sha256(), 0
+        tail, skip = b"\r\n", 2
+        while True:
+            block, self.buffer = tail + self.buffer, b""
+            end = block.find(b"\r\n.\r\n")
+            cut = end + 2 if end >= 0 else max(len(block) - 4, 0)
+            piece, tail = block[skip:cut], block[cut:]
+            skip -= min(skip, cut)
+            digest.update(piece)
+            size += len(piece)
+            if self.hop.keep:
+                wire.append(piece)
+            if end >= 0:
+                self.buffer = tail[3:]
+                if self.buffer:  # nobody may go on before the reply to the dot
+                    self.hop.violations.append("octets behind the end of the message")
+                break
+            act = self.decide("BODY")
+            if act is not None and not self.do(act):
+                return False
+            if not self.more():
+                return False
+        return self.judge(b"".join(wire), size, digest.hexdigest())
+
+    def judge(self, wire: bytes, size: int, digest: str) -> bool:
+        act = self.decide("DOT")
+        if act is None or act.octets.startswith(b"250"):
+            self.hop.messages.append(
+                Taken(self.number, self.sender or "", self.recipients, wire, size, digest)
+            )
+        usual = b"250 2.0.0 Ok: queued as FAKE%d\r\n" % self.message
+        self.sender, self.recipients = None, []
+        self.message += 1
+        return self.do(act, usual)
+
+
+def _between_brackets(argument: str) -> str:
+    return argument[argument.index("<") + 1 : argument.rindex(">")]
+
+
+# Certificates.
+
+
+def make_certificate(directory: Path, name: str = "127.0.0.1") -> tuple[str, str]:
+    """A certificate that vouches for itself, good for that address, and its key: two paths."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(who)
+        .issuer_name(who)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(name))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = directory / f"{name}.pem", directory / f"{name}.key"
+    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return str(certificate_path), str(key_path)
+
+
+def server_context(directory: Path, name: str = "127.0.0.1") -> tuple[ssl.SSLContext, str]:
+    """The server's side of TLS, and the file by which clients can check it."""
+    certificate, key = make_certificate(directory, name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+# Pieces.
+
+
+def in_pieces(octets: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    """The octets cut at these places."""
+    start = 0
+    for cut in sorted({cut for cut in cuts if 0 < cut < len(octets)}):
+        yield octets[start:cut]
+        start = cut
+    if start < len(octets):
+        yield octets[start:]
+
+
+def octet_by_octet(octets: bytes) -> Iterator[bytes]:
+    for number in range(len(octets)):
+        yield octets[number : number + 1]

@@ -1,0 +1,76 @@
+"""What the tests of the whole program share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hops import RawHop, Sendmail, SmtpSink, make_sendmail, raw_hop, smtp_sink
+from postfix import Postfix, running_postfix
+from running import Daemon, Home, make_home, to_smtp, tofmipd
+
+
+@pytest.fixture(scope="session")
+def postfix() -> Iterator[Postfix]:
+    """Tests that use it bear the marks root and peer("postfix")."""
+    with running_postfix() as running:
+        yield running
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[SmtpSink]:
+    with smtp_sink(tmp_path / "sink") as running:
+        yield running
+
+
+@pytest.fixture
+def sendmail(tmp_path: Path) -> Sendmail:
+    return make_sendmail(tmp_path / "program")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A daemon in front of a next hop, for all tests of a module."""
+
+    hop: RawHop
+    home: Home
+    daemon: Daemon
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    directory = tmp_path_factory.mktemp("home")
+    with raw_hop() as hop:
+        home = make_home(directory, to_smtp(hop.port))
+        with tofmipd(home, "-d") as daemon:
+            yield Standing(hop, home, daemon)
+
+
+@pytest.fixture
+def hop(standing: Standing) -> RawHop:
+    """The next hop, as good as new."""
+    standing.hop.reset()
+    return standing.hop
+
+
+@pytest.fixture
+def home(standing: Standing, hop: RawHop) -> Home:
+    """The files of somebody whose next hop is ``hop``; a test may change them."""
+    return make_home(standing.home.path, to_smtp(hop.port))
+
+
+@pytest.fixture
+def daemon(standing: Standing, home: Home) -> Daemon:
+    """A daemon for ``home``; its log begins with the test."""
+    standing.daemon.forget()
+    return standing.daemon
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Daemon]]:
+    """Start a daemon; arguments as for running.tofmipd.  All end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(tofmipd(*args, **kwargs))
