@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -13,6 +14,18 @@ IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
 
 # Modules of the tests import each other's helpers by plain names.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was():
+    """The program sets its logger up once; a test that runs it must not do so for the others."""
+    loggers = [logging.getLogger(name) for name in ("tofmipd", "tofmipd.trace")]
+    before = [(one, one.level, one.propagate, list(one.handlers)) for one in loggers]
+    yield
+    for one, level, propagate, handlers in before:
+        one.setLevel(level)
+        one.propagate = propagate
+        one.handlers[:] = handlers
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -133,6 +133,7 @@ def test_a_reader_that_stops_reading_is_no_error(option):
             [sys.executable, "-m", "tofmipd", option],
             stdout=closed,
             stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name[:6] != "PYTHON"},
             timeout=20,
             check=False,
         )

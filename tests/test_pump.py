@@ -441,7 +441,7 @@ def test_a_client_that_does_not_read_its_replies_is_left(serve, monkeypatch):
     [
         (b"NOOP\nNOOP\r\n", "500 5.5.2"),
         (b"NOOP\rNOOP\r\n", "500 5.5.2"),
-        (b"x" * 200_000, "500 5.5.6"),
+        (b"x" * 200_000, "500 5.5.2"),
         (b"\n" * 100_000, "500 5.5.2"),
     ],
 )

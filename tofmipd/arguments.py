@@ -57,6 +57,13 @@ class Parser(argparse.ArgumentParser):
 
 def host_port(text: str) -> Listen:
     """``HOST:PORT``, split at the last colon; an empty host means all interfaces."""
+    listen = _host_port(text)
+    if ":" in listen.host or "[" in listen.host:
+        raise argparse.ArgumentTypeError(f"{text!r}: IPv6 addresses go with -6")
+    return listen
+
+
+def _host_port(text: str) -> Listen:
     host, colon, port = text.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
@@ -65,13 +72,19 @@ def host_port(text: str) -> Listen:
 
 def host_port_v6(text: str) -> Listen:
     """The same for IPv6; the host may stand in brackets."""
-    listen = host_port(text)
+    listen = _host_port(text)
     return Listen(listen.host.removeprefix("[").removesuffix("]"), listen.port, ipv6=True)
 
 
 def positive(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
 
 

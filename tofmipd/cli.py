@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tofmipd: {error}", file=sys.stderr)
         return error.status
     except BrokenPipeError:
+        # Whoever read this has enough; the interpreter would complain when it flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130

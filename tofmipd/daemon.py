@@ -92,8 +92,8 @@ def listen(settings: Settings, service: Service) -> list[Listener]:
         except ListenError as error:
             for listener in listeners:
                 listener.server_close()
-            hint = f"; choose another with {settings.port_hint}"
-            raise Fatal(PERMISSION if error.denied else UNAVAILABLE, f"{error}{hint}") from None
+            status = PERMISSION if error.denied else UNAVAILABLE
+            raise Fatal(status, f"{error}; choose another with {settings.port_hint}") from None
     return listeners
 
 
@@ -106,8 +106,8 @@ def announce(listeners: list[Listener]) -> None:
 
 
 def serve(service: Service, listeners: list[Listener]) -> None:
-    """Accept until SIGTERM or SIGINT, then let messages under way finish."""
-    signals = catch_signals(signal.SIGTERM, signal.SIGINT)
+    """Accept until SIGTERM, SIGINT or SIGHUP, then let messages under way finish."""
+    signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     for listener in listeners:
         listener.start()
     log.info("started, pid %d", os.getpid())
@@ -121,7 +121,7 @@ def serve(service: Service, listeners: list[Listener]) -> None:
         log.warning("some sessions did not end in time and are cut off")
     log.info("stopped")
     # While the interpreter goes down a second signal would otherwise count as a failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 USAGE = os.EX_USAGE
+DATA = os.EX_DATAERR
 UNAVAILABLE = os.EX_UNAVAILABLE
 SOFTWARE = os.EX_SOFTWARE
 CANT_CREATE = os.EX_CANTCREAT

@@ -37,7 +37,9 @@ def set_up(*, debug: bool, log: bool, quiet: bool, foreground: bool, log_file: s
         handler.ident = f"tofmipd[{os.getpid()}]: "
     else:
         handler = logging.NullHandler()
-    handler.setFormatter(_OneLine(_FORMAT))
+    # Syslog has date and severity of its own.
+    syslog = isinstance(handler, logging.handlers.SysLogHandler)
+    handler.setFormatter(_OneLine("%(message)s" if syslog else _FORMAT))
     # What nobody prints needs not be looked up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger("tofmipd")

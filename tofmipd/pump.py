@@ -113,6 +113,8 @@ class Pump:
             step = self._session.bad_line(error.reply)
         while not isinstance(step, Reply):
             step = self._perform(step)
+        if step.code >= 400:
+            log.info("s=%s refused: %s", self._id, step)
         self._say(step)
         return step
 

@@ -8,6 +8,8 @@ import struct
 import time
 
 _WRITE_TIMEOUT_SECONDS = 120
+# By so much a read may outlast its deadline; less would cost a system call for every line.
+_SLACK_SECONDS = 0.1
 _LINGER_SECONDS = 2
 _LINGER_OCTETS = 4 << 20
 
@@ -33,7 +35,7 @@ class Wire:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the client is too slow")
-            if not left / 2 <= self._limit <= left + 1:
+            if not left / 2 <= self._limit <= left + _SLACK_SECONDS:
                 self._limit = left
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left))
             try:

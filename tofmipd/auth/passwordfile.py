@@ -86,8 +86,7 @@ class PasswordFile:
 def read_passwords(path: str, owner: int) -> dict[str, bytes]:
     """User names in lower case and their passwords.  Raises PasswordFileError."""
     try:
-        # Without O_NONBLOCK a pipe of that name would hold everything up.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             _check_status(path, os.fstat(file.fileno()), owner)
             text = file.read(_LIMIT_OCTETS)
     except FileNotFoundError:
@@ -100,6 +99,11 @@ def read_passwords(path: str, owner: int) -> dict[str, bytes]:
             f" (chown {owner} {path}; chmod 600 {path})"
         ) from None
     return _parse(path, text)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe of that name would otherwise hold everything up."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_status(path: str, status: os.stat_result, owner: int) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from tofmipd.arguments import Parser, positive
+from tofmipd.arguments import Parser, port
 from tofmipd.auth.credentials import Credentials, Verdict
 from tofmipd.auth.passwordfile import read_passwords
 from tofmipd.cli import host_name, person
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--directory", metavar="DIR", default=".demo", help="(default: .demo)")
     parser.add_argument(
-        "--port", metavar="PORT", type=positive, default=DEFAULT_PORT, help="(default: 8025)"
+        "--port", metavar="PORT", type=port, default=DEFAULT_PORT, help="(default: 8025)"
     )
     options = parser.parse_known(arguments)
     home = os.path.abspath(options.directory)

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
             UNAVAILABLE, "init for all users is not built yet; --personal is for root alone"
         )
     address = options.address or f"{who.name}@{host_name()}"
-    if not re.fullmatch(r"[^@\s<>\"']+@[^@\s<>\"']+", address):
+    if not re.fullmatch(r"[^@\s<>\"]+@[^@\s<>\"']+", address):
         raise Fatal(USAGE, f"{address!r} is not an address such as you@example.org")
     sendmail = any(os.path.exists(path) for path in PROGRAMS)
     smtp_host = options.smtp or ("" if sendmail else "localhost")

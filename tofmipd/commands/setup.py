@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 from dataclasses import dataclass
 
 from tofmipd.commands.keygen import new_key, write_new
@@ -66,9 +67,7 @@ def write_all(plan: Plan) -> list[tuple[str, bool]]:
     config = _CONFIG.format(
         username=username, hostname=hostname, transport=transport, full_name=full_name
     )
-    passwords = (
-        f"# user:password, a line each; mode 0600\n{plan.login}:{secrets.token_urlsafe(12)}\n"
-    )
+    passwords = f"# user:password, a line each; mode 0600\n{plan.login}:{secrets.token_hex(8)}\n"
     for path in (plan.directory, f"{plan.directory}/filters"):
         _make_directory(path)
     return [
@@ -100,9 +99,11 @@ def _write_if_missing(path: str, text: str) -> bool:
 def client_lines(login: str, password: str, address: str, host: str, port: int) -> list[str]:
     """Commands that send a first mail, to be pasted into a shell."""
     mail = f"From: {address}\\nTo: friend@example.net\\nSubject: Hello\\n\\nIt works.\\n"
+    quoted = [shlex.quote(text) for text in (mail, f"{login}:{password}", login, password, address)]
+    mail, pair, login, password, address = quoted
     return [
-        f"printf '{mail}' | curl -sS --url smtp://{host}:{port} --user '{login}:{password}'"
+        f"printf {mail} | curl -sS --url smtp://{host}:{port} --user {pair}"
         f" --mail-from {address} --mail-rcpt friend@example.net --crlf --upload-file -",
         f"swaks --server {host} --port {port} --auth PLAIN --auth-user {login}"
-        f" --auth-password '{password}' --from {address} --to friend@example.net",
+        f" --auth-password {password} --from {address} --to friend@example.net",
     ]

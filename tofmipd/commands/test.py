@@ -11,7 +11,7 @@ from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import person
 from tofmipd.commands.userprofile import own_profile
 from tofmipd.dates import rfc5322_date
-from tofmipd.errors import CONFIG, TEMPORARY, UNAVAILABLE, Fatal
+from tofmipd.errors import CONFIG, DATA, TEMPORARY, UNAVAILABLE, Fatal
 from tofmipd.settings import DEFAULT_PORT, Listen
 
 _USAGE = "tofmipd test [--server HOST:PORT] [--from ADDRESS] [-a FILE] ADDRESS"
@@ -59,7 +59,7 @@ def _send(server: Listen, login: str, password: str, sender: str, recipient: str
         raise Fatal(UNAVAILABLE, f"{server}: {reason}; is 'tofmipd -f' running?") from None
     said = f"{code} {text.decode('utf-8', 'replace')}"
     if code >= 400:
-        raise Fatal(TEMPORARY if code < 500 else UNAVAILABLE, f"refused: {said}")
+        raise Fatal(TEMPORARY if code < 500 else DATA, f"refused: {said}")
     return said
 
 

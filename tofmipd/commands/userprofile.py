@@ -15,8 +15,7 @@ def own_profile(config: str = "") -> Profile:
     """Configuration, key and filter as the daemon would see them.  Raises Fatal."""
     who = person()
     surroundings = Surroundings(who.home, who.name, who.full_name, host_name())
-    path = surroundings.expand(config) if config else f"{who.home}/.tmda/config"
     try:
-        return UserFiles(path, surroundings, site_path=Settings(who).site_config).profile()
+        return UserFiles(config, surroundings, site_path=Settings(who).site_config).profile()
     except UserFileError as error:
         raise Fatal(CONFIG, str(error)) from None

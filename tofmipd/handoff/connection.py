@@ -18,7 +18,11 @@ from tofmipd.smtp.reply import Reply, printable
 
 MESSAGES_PER_CONNECTION = 100
 _BATCH = 100
-_ADDRESS = re.compile(rb"[^\x00-\x20\x7f<>]*|\"[^\x00-\x1f\x7f<>]*\"@[^\x00-\x20\x7f<>]+")
+# A local part may be a quoted string, and may have a tag behind it.
+_ADDRESS = re.compile(
+    rb"[^\x00-\x20\x7f<>\"]*|"
+    rb"\"(?:[^\x00-\x1f\x7f\"\\]|\\[ -~])*\"[^\x00-\x20\x7f<>\"]*@[^\x00-\x20\x7f<>\"]+"
+)
 _RECEIVE_OCTETS = 8192
 
 

@@ -37,11 +37,16 @@ class Copy:
 
 
 class HandOffFailed(Exception):
-    """The copy was not taken.  ``reply`` is what the client should hear."""
+    """The copy was not taken.  ``reply`` is what the client should hear, ``detail`` what only
+    the log should."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply)
+    def __init__(self, reply: Reply, detail: str = "") -> None:
+        super().__init__(reply, detail)
         self.reply = reply
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reply} ({self.detail})" if self.detail else str(self.reply)
 
 
 class Transport(Protocol):

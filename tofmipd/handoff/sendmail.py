@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -19,11 +18,10 @@ from tofmipd.content import as_local_text
 from tofmipd.handoff.copy import Copy, HandOffFailed
 from tofmipd.smtp.reply import Reply, printable
 
-log = logging.getLogger(__name__)
-
 PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 # sysexits.h: failures that may pass.  All others are final, as Postfix and qmail have it.
-_TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL})
+# 126 and 127 are a shell's words for a program that it could not run.
+_TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL, 126, 127})
 _STATUS = {os.EX_NOUSER: "1.1", os.EX_NOHOST: "1.2", os.EX_DATAERR: "6.0", os.EX_NOPERM: "7.1"}
 _OUTPUT_LIMIT_OCTETS = 2000
 
@@ -93,14 +91,13 @@ class SendmailTransport:
         if status == 0:
             return
         said = printable(output.decode("utf-8", "replace").strip())
-        log.warning("%s ended with status %d: %s", self.program, status, said)
         name = os.path.basename(self.program)
         if status < 0:
-            raise _temporary("3.0", f"{name} was ended by signal {-status}")
+            raise _temporary("3.0", f"{name} was ended by signal {-status}", said)
         if status in _TEMPORARY:
-            raise _temporary("3.0", f"{name} cannot take the message now (status {status})")
+            raise _temporary("3.0", f"{name} cannot take the message now (status {status})", said)
         text = f"{name} refuses the message (status {status})"
-        raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)))
+        raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)), said)
 
 
 def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, bytes]:
@@ -130,5 +127,5 @@ def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, byt
     return False, output
 
 
-def _temporary(detail: str, text: str) -> HandOffFailed:
-    return HandOffFailed(Reply(451, detail, (printable(text),)))
+def _temporary(detail: str, text: str, said: str = "") -> HandOffFailed:
+    return HandOffFailed(Reply(451, detail, (printable(text),)), said)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tofmipd import __version__
-from tofmipd.content import Content, stuffed, unstuffed
+from tofmipd.content import Content, unstuffed
 from tofmipd.dates import rfc5322_date
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
@@ -26,8 +26,9 @@ from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply, printable
 from tofmipd.tmda import header
-from tofmipd.tmda.config import Config
+from tofmipd.tmda.config import Config, split_smtphost
 from tofmipd.tmda.errors import MissingConfig, UserFileError
+from tofmipd.tmda.header import Field
 from tofmipd.tmda.inject import Report, Stamp, Tagged, tag_message
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
@@ -35,6 +36,8 @@ from tofmipd.tmda.userfiles import UserFiles
 log = logging.getLogger(__name__)
 
 HEADER_LIMIT_OCTETS = 1 << 20
+# RFC 5321 section 6.3 wants at least 100.
+HOP_LIMIT = 100
 _AGENT = f"tofmipd/{__version__}".encode()
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
@@ -84,13 +87,13 @@ class Outbound:
         try:
             profile = self._files.profile()
             self._warn_of_unused(profile.config)
-            head = unstuffed_head(content)
-            if head is None:
+            fields, body_start = parsed_header(content)
+            if body_start > HEADER_LIMIT_OCTETS:
                 return replies.HEADER_TOO_BIG
-            fields, start = header.parse(head)
+            if sum(field.name == b"received" for field in fields) > HOP_LIMIT:
+                return replies.TOO_MANY_HOPS
             recipients = [recipient.encode() for recipient in envelope.recipients]
             tagged = tag_message(profile, fields, recipients, self._stamp(profile, envelope))
-            body_start = len(stuffed(head[:start]))
             return self._hand_over(tagged, content, body_start, envelope, profile, session_id)
         except MissingConfig as error:
             log.error("s=%s refused: %s", session_id, error)
@@ -142,18 +145,18 @@ class Outbound:
                 self._tell(tagged[sent], transport, said, session_id)
                 sent += 1
         except HandOffFailed as error:
-            return self._failed(error.reply, copies[:sent], transport, session_id)
+            log.warning("s=%s hand-off to %s failed: %s", session_id, transport, error)
+            return self._failed(error.reply, copies, sent, session_id)
         return Reply(250, "0.0", (f"Ok: {printable(_OWN_WORDS.sub('', said)) or 'sent'}",))
 
-    def _failed(
-        self, reply: Reply, sent: list[Copy], transport: Transport, session_id: str
-    ) -> Reply:
-        log.warning("s=%s hand-off to %s failed: %s", session_id, transport, reply)
+    def _failed(self, reply: Reply, copies: list[Copy], sent: int, session_id: str) -> Reply:
+        """What the client hears; once a copy has been taken, that too."""
         if not sent:
             return reply
-        done = sum(len(copy.recipients) for copy in sent)
-        log.error("s=%s only %d recipients of this message have it", session_id, done)
-        text = f"{done} recipients have it already, the others not: {reply.lines[0]}"
+        done = sum(len(copy.recipients) for copy in copies[:sent])
+        total = sum(len(copy.recipients) for copy in copies)
+        log.error("s=%s only %d of %d recipients have this message", session_id, done, total)
+        text = f"taken for {done} of {total} recipients, then: {reply.lines[0]}"
         return Reply(451, "3.0", (printable(text),))
 
     def _tell(self, tagged: Tagged, transport: Transport, said: str, session_id: str) -> None:
@@ -219,16 +222,26 @@ class Outbound:
         )
 
 
-def unstuffed_head(content: Content) -> bytes | None:
-    """The header block of a message, its dots no longer stuffed; None if it has no end in sight.
+def parsed_header(content: Content) -> tuple[list[Field], int]:
+    """The fields of a message, their dots no longer stuffed, and where its body begins.
 
-    Without an empty line it is the whole of a message that is not too long.
+    The place is one in wire form, found by counting lines: a client need not have stuffed the
+    dots that were taken away.  It is beyond HEADER_LIMIT_OCTETS if the header does not end there.
     """
-    head = content.head(HEADER_LIMIT_OCTETS)
-    end = head.find(b"\r\n\r\n")
-    if end < 0 and content.size_octets > HEADER_LIMIT_OCTETS:
-        return None
-    return unstuffed(head[: end + 4] if end >= 0 else head)
+    wire = content.head(HEADER_LIMIT_OCTETS + 1)
+    end = 0 if wire.startswith(b"\r\n") else wire.find(b"\r\n\r\n") + 2
+    if end >= 2:
+        wire = wire[: end + 2]
+    text = unstuffed(wire)
+    fields, start = header.parse(text)
+    if content.size_octets > len(wire) > HEADER_LIMIT_OCTETS and b"\r\n" not in text[start:]:
+        return fields, HEADER_LIMIT_OCTETS + 1
+    if len(text) == len(wire):
+        return fields, start
+    body_start = 0
+    for _ in range(text.count(b"\r\n", 0, start)):
+        body_start = wire.index(b"\r\n", body_start) + 2
+    return fields, body_start
 
 
 def received_value(style: str, envelope: Envelope, host_name: str, date: str) -> bytes | None:
@@ -242,11 +255,3 @@ def received_value(style: str, envelope: Envelope, host_name: str, date: str) ->
     if style != "private":
         client = f"from {_NOT_IN_A_NAME.sub('?', envelope.helo) or 'unknown'} ({envelope.peer})"
     return f"{client} by {host_name} (tofmipd) with {envelope.protocol}; {date}".encode()
-
-
-def split_smtphost(text: str) -> tuple[str, int]:
-    """``host``, ``host:port`` or ``[v6]:port``; port 25 if absent."""
-    host, colon, port = text.rpartition(":")
-    if colon and port.isdigit() and (host.endswith("]") or ":" not in host):
-        return host.strip("[]"), int(port)
-    return text.strip("[]"), 25

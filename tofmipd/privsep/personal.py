@@ -23,9 +23,7 @@ def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = No
     house = House(settings.host_name, settings.received, settings.next_hop, pool, observer)
 
     def outbound_for(login: str) -> Outbound:
-        path = f"{person.home}/.tmda/config"
-        if settings.configdir:
-            path = f"{settings.configdir}/{login}/config"
+        path = f"{settings.configdir}/{login}/config" if settings.configdir else ""
         files = UserFiles(
             path,
             surroundings(settings, login),

@@ -60,6 +60,6 @@ def printable(text: str, limit: int = 400) -> str:
     """Foreign text as it may stand in a reply or a log line: ASCII, on one line, bounded."""
     if not (text.isascii() and text.isprintable()):
         text = "".join(
-            c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text[:limit]
+            c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text[: limit + 1]
         )
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -21,9 +21,12 @@ class LineReader:
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._start = 0
 
     def feed(self, octets: bytes) -> None:
-        self._buffer = self._buffer + octets if self._buffer else octets
+        left = self._buffer[self._start :]
+        self._buffer = left + octets if left else octets
+        self._start = 0
 
     def line(self, limit_octets: int) -> bytes | None:
         """The next line without its CRLF, or None if it is not complete.
@@ -31,25 +34,28 @@ class LineReader:
         Raises BadCommand for a line that is too long or holds a bare CR or LF; the buffer is
         unusable then, and the reply closes the connection.
         """
-        end = self._buffer.find(b"\n")
-        if end > limit_octets or (end < 0 and len(self._buffer) > limit_octets):
+        start = self._start
+        end = self._buffer.find(b"\n", start)
+        length = (len(self._buffer) if end < 0 else end) - start
+        if length > limit_octets:
             raise BadCommand(replies.LINE_TOO_LONG)
         if end < 0:
             return None
-        line = self._buffer[: end - 1]
-        if end == 0 or self._buffer[end - 1] != 0x0D or b"\r" in line:
+        line = self._buffer[start : end + 1]
+        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
             raise BadCommand(replies.BARE_LINE_END)
-        self._buffer = self._buffer[end + 1 :]
-        return line
+        self._start = end + 1
+        return line[:-2]
 
     def take(self) -> bytes:
         """Hand over all octets that belong to no line yet."""
-        octets, self._buffer = self._buffer, b""
+        octets = self._buffer[self._start :]
+        self._buffer, self._start = b"", 0
         return octets
 
     @property
     def empty(self) -> bool:
-        return not self._buffer
+        return self._start == len(self._buffer)
 
 
 class MessageReader:

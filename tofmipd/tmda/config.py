@@ -97,10 +97,42 @@ def _headers(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((_header_name(k), _header_value(v)) for k, v in value.items()))
 
 
+def _part(value: object) -> str:
+    """One side of an address."""
+    text = _text(value)
+    if "@" in text or " " in text or not text.isprintable():
+        raise TypeError("one side of an address, without @ and blanks")
+    return text
+
+
 def _delimiter(value: object) -> str:
     text = _text(value)
     if not text or "@" in text or not text.isprintable() or " " in text:
         raise TypeError("one or more characters that may stand in an address, not @")
+    return text
+
+
+_SMTPHOST = re.compile(
+    r"\[([0-9A-Fa-f:.]+)\](?::([0-9]{1,5}))?|([^\s:\[\]]+)(?::([0-9]{1,5}))?", re.ASCII
+)
+
+
+def split_smtphost(text: str) -> tuple[str, int]:
+    """``host``, ``host:port``, ``[v6]``, ``[v6]:port`` or plain v6; port 25 if absent.
+
+    Raises TypeError."""
+    match = _SMTPHOST.fullmatch(text)
+    if match is None and re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", text):
+        return text, 25
+    port = int((match and (match[2] or match[4])) or 25)
+    if match is None or not 0 < port < 65536:
+        raise TypeError("HOST or HOST:PORT")
+    return match[1] or match[3], port
+
+
+def _smtphost(value: object) -> str:
+    text = _text(value)
+    split_smtphost(text)
     return text
 
 
@@ -147,13 +179,13 @@ class Config:
     """The settings that influence outgoing mail (reference, section 3.3).
 
     Names are those of the file in lower case.  ``origin`` is the file, for messages; ``unused``
-    names settings that were given but are not built yet; ``exists`` tells whether the user has
-    a configuration file at all.
+    names settings that were given but are not built yet; ``lines`` has the line of each setting
+    that the file assigns.
     """
 
     origin: str
-    exists: bool = False
     unused: tuple[str, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     action_outgoing: Action = setting(_action, Action("dated"))
     added_headers_client: tuple[tuple[str, str], ...] = setting(_headers, ())
@@ -164,7 +196,7 @@ class Config:
     filter_outgoing: str = setting(_text, "", path=True)
     fullname: str = setting(_text, "")
     hmac_bytes: int = setting(_number, 3)
-    hostname: str = setting(_text, "")
+    hostname: str = setting(_part, "")
     mail_transfer_agent: str = setting(_text, "qmail")
     mail_transport: str = setting(_one_of("sendmail", "smtp"), "sendmail")
     message_from_style: str = setting(_text, "angles")
@@ -176,7 +208,7 @@ class Config:
     smtp_max_sessions_per_connection: int = setting(_number, 0)
     smtpauth_password: str = setting(_text, "")
     smtpauth_username: str = setting(_text, "")
-    smtphost: str = setting(_text, "localhost")
+    smtphost: str = setting(_smtphost, "localhost")
     smtpssl: bool = setting(_flag, False)
     smtpssl_cafile: str = setting(_text, "", path=True)
     smtpssl_certfile: str = setting(_text, "", path=True)
@@ -186,7 +218,7 @@ class Config:
     tags_keyword: tuple[str, ...] = setting(_tags, ("keyword",))
     tags_sender: tuple[str, ...] = setting(_tags, ("sender",))
     tmdainject: str = setting(_text, "")
-    username: str = setting(_text, "")
+    username: str = setting(_part, "")
 
     def __repr__(self) -> str:
         """Without values: one of them is a password."""
@@ -223,10 +255,22 @@ def _config_error(source: bytes, path: str, error: BaseException) -> ConfigError
     if isinstance(error, SyntaxError):
         problem = f"syntax error: {error.msg}"
         line = (error.lineno or 0) if error.filename == path else line
-    lines = source.split(b"\n")
-    if 0 < line <= len(lines) and b"PASSWORD" in lines[line - 1]:
+    if b"PASSWORD" in _statement(source, line).upper():
         problem = f"{type(error).__name__} in a line with a password"
     return ConfigError(path, line, problem)
+
+
+def _statement(source: bytes, line: int) -> bytes:
+    """The whole statement that the line belongs to, or the line if it cannot be told."""
+    lines = source.split(b"\n")
+    first = last = line
+    try:
+        for statement in ast.parse(source).body:
+            if statement.lineno <= line <= (statement.end_lineno or line):
+                first, last = statement.lineno, statement.end_lineno or line
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        pass
+    return b"\n".join(lines[max(first - 1, 0) : max(last, 0)])
 
 
 def _failing_line(traceback: TracebackType | None, path: str) -> int:
@@ -286,12 +330,21 @@ def read_ini(source: bytes, path: str, names: dict[str, Any]) -> None:
         names[name.upper()] = IniText(value) if value else None
 
 
-def build(
-    names: Mapping[str, Any], surroundings: Surroundings, path: str, source: bytes, exists: bool
-) -> Config:
-    """Check the values that a configuration left in ``names`` and fill in the defaults.
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A configuration file as it was read, for messages."""
 
-    ``path`` and ``source`` serve messages.  Raises ConfigError for the first wrong value.
+    path: str
+    octets: bytes
+
+
+def build(
+    names: Mapping[str, Any], surroundings: Surroundings, own: SourceFile, *others: SourceFile
+) -> Config:
+    """Check the values that configurations left in ``names`` and fill in the defaults.
+
+    ``own`` is the user's file, ``others`` what was read before it.  Raises ConfigError for the
+    first wrong value.
     """
     given: dict[str, Any] = {}
     for name, item in SETTINGS.items():
@@ -301,13 +354,17 @@ def build(
         try:
             given[item.name] = _converted(value, item.metadata["convert"])
         except TypeError as error:
-            line = _line_of(name, source)
-            value = _literal(value) if isinstance(value, IniText) else value
+            value = _plain(value)
             shown = "that" if "PASSWORD" in name else repr(value)[:60]
             problem = f"{name} must be {error}, not {shown}"
-            raise ConfigError(path, line, problem) from None
-    unused = tuple(name for name in _NOT_BUILT_YET if names.get(name))
-    config = Config(origin=path, exists=exists, unused=unused, **given)
+            for file in (own, *others, own):
+                line = _line_of(name, file.octets)
+                if line:
+                    break
+            raise ConfigError(file.path, line, problem) from None
+    unused = tuple(name for name in _NOT_BUILT_YET if _plain(names.get(name)))
+    lines = {name: _line_of(name, own.octets) for name in SETTINGS if names.get(name)}
+    config = Config(origin=own.path, unused=unused, lines=lines, **given)
     return _with_defaults(config, surroundings)
 
 
@@ -323,6 +380,11 @@ def _converted(value: object, convert: Callable[[object], Any]) -> Any:
         return convert(str(value))
     except TypeError:
         return convert(literal)
+
+
+def _plain(value: object) -> object:
+    """The value, or what it spells in INI form."""
+    return _literal(value) if isinstance(value, IniText) else value
 
 
 def _literal(text: str) -> object:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tofmipd.tmda.errors import TagError
+from tofmipd.tmda.errors import SettingError, TagError
 
 _TIMEOUT = re.compile(r"0*([0-9]{1,15})([YMwdhms])\n?", re.ASCII)
 _UNIT_SECONDS = {
@@ -79,7 +79,11 @@ def mac(settings: TagSettings, *data: bytes) -> bytes:
 
 def dated_cookie(settings: TagSettings, timeout: str, now: float) -> bytes:
     """``timeout`` may be empty: then the setting DATED_TIMEOUT holds."""
-    expiry = b"%d" % (math.floor(now) + seconds(timeout or settings.dated_timeout))
+    try:
+        length = seconds(timeout or settings.dated_timeout)
+    except TagError as error:
+        raise error if timeout else SettingError("DATED_TIMEOUT", str(error)) from None
+    expiry = b"%d" % (math.floor(now) + length)
     return expiry + b"." + mac(settings, expiry)
 
 

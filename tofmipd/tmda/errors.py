@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# The directories of an absolute path within a text.
+_DIRECTORIES = re.compile(r"(?<![\w.~])/(?:[^\s/'\"]+/)*")
+
 
 class UserFileError(Exception):
     """A file below the user's TMDA directory cannot be used as it stands.
@@ -27,7 +32,7 @@ class UserFileError(Exception):
             path = path[len(directory) + 1 :]
         path = path.rsplit("/", 1)[-1] if path.startswith("/") else path
         where = f"{path} line {self.line}" if self.line else path
-        return f"{where}: {self.problem}"
+        return f"{where}: {_DIRECTORIES.sub('', self.problem)}"
 
 
 class ConfigError(UserFileError):
@@ -60,3 +65,11 @@ class FilterError(UserFileError):
 
 class TagError(Exception):
     """An address cannot be made or checked as asked; ``str()`` says why."""
+
+
+class SettingError(TagError):
+    """The same, because of the setting ``name``."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name

@@ -190,6 +190,8 @@ def _match_of(source: str, rest: str) -> tuple[str, str]:
 def _actions_of(source: str, rest: str) -> Actions:
     if not rest:
         raise TagError(f"the action is missing after {source!r} and its pattern")
+    if rest == "tag":
+        raise TagError("'tag' needs pairs of HEADER and ACTION")
     if not rest.startswith("tag "):
         return (("from", parse_action(rest)),)
     pairs: dict[str, Action] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tofmipd.tmda import header
 from tofmipd.tmda.actions import DEFAULT, Action, Context, make_address
 from tofmipd.tmda.config import Config
-from tofmipd.tmda.errors import ConfigError, FilterError, TagError
+from tofmipd.tmda.errors import ConfigError, FilterError, SettingError, TagError
 from tofmipd.tmda.filter import ADDRESS_HEADERS, Actions
 from tofmipd.tmda.header import Field
 from tofmipd.tmda.mailbox import Mailbox, first_mailbox, format_mailbox, mailboxes
@@ -21,6 +21,11 @@ from tofmipd.tmda.profile import Profile
 
 _NULL_SENDER = b"<>"
 _ALWAYS_PURGED = frozenset({b"bcc", b"resent-bcc"})
+# What can stand between angle brackets in MAIL FROM; a tag may follow a quoted string.
+SENDER = re.compile(
+    rb"[^\x00-\x20\x7f<>\"]+|"
+    rb"\"(?:[^\x00-\x1f\x7f\"\\]|\\[ -~])*\"[^\x00-\x20\x7f<>\"]*@[^\x00-\x20\x7f<>\"]+"
+)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -122,9 +127,9 @@ def _own_mailbox(config: Config, fields: list[Field]) -> tuple[Mailbox, bool]:
         value = header.first(fields, b"from") or b""
     mailbox = first_mailbox(value)
     address = mailbox.address
-    if address.count(b"@") != 1 or _CONTROL.search(address):
+    if address.count(b"@") != 1 or not SENDER.fullmatch(address):
         address = _octets(f"{config.username}@{config.hostname}")
-    name = _CONTROL.sub(b" ", mailbox.name) or _octets(config.fullname)
+    name = _CONTROL.sub(b" ", mailbox.name or _octets(config.fullname))
     return Mailbox(name, address, header.unfold(mailbox.rest)), resending
 
 
@@ -142,9 +147,13 @@ def _choose(
     context = Context(profile.tags, own.address, recipient, now)
     try:
         return _carry_out(profile.config, dict(actions), context, own, resending), rule
+    except SettingError as error:
+        line = profile.config.lines.get(error.name, 0)
+        raise ConfigError(profile.config.origin, line, str(error)) from None
     except TagError as error:
         if match is None:
-            raise ConfigError(profile.config.origin, 0, f"{default}: {error}") from None
+            line = profile.config.lines.get("ACTION_OUTGOING", 0)
+            raise ConfigError(profile.config.origin, line, f"{default}: {error}") from None
         raise FilterError(profile.filter.path, match.rule.line, str(error)) from None
 
 
@@ -155,6 +164,9 @@ def _carry_out(
     if "from" in actions:
         address = _value(config, actions["from"], context)
     sender = address
+    for name in ADDRESS_HEADERS & actions.keys():
+        if actions[name].literal and b"@" not in (actions[name].option or b""):
+            raise TagError(f"{actions[name]} is neither an action nor an address")
     envelope = actions.get("envelope")
     if envelope is not None and not envelope.literal:
         sender = _value(config, envelope, context)
@@ -167,6 +179,8 @@ def _carry_out(
         )
         for name in sorted(_octets(key) for key in actions if key not in ADDRESS_HEADERS)
     )
+    if sender != _NULL_SENDER and not SENDER.fullmatch(sender):
+        raise TagError(f"{_text(sender)!r} is no address that mail can be sent from")
     return _Choice(b"" if sender == _NULL_SENDER else sender, address, customs)
 
 

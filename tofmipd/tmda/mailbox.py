@@ -35,13 +35,17 @@ _ESCAPED = re.compile(rb'[()"\[\]\\]')
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """A name (may be empty), an address, what follows the mailbox in its field, and whether it
-    is a member of a group."""
+    """A name (may be empty), an address, what follows the mailbox in its field if it is the
+    first, and whether it is a member of a group."""
 
     name: bytes
     address: bytes
     rest: bytes = b""
     grouped: bool = False
+
+
+# Name, address, whether it is a member of a group, and where it ends.
+_Found = tuple[bytes, bytes, bool, int]
 
 
 @dataclass(slots=True)
@@ -54,19 +58,19 @@ class _Pending:
     at: bool = False
     grouped: bool = False
 
-    def bracketed(self, address: bytes, rest: bytes) -> Mailbox:
+    def bracketed(self, address: bytes, end: int) -> _Found:
         # A name with an unquoted @ is an address once more, and would give the bare one away.
         name = b"" if self.at else b" ".join(self.words)
         if self.comments:
             name = name + b" (" + b" ".join(self.comments) + b")"
-        return Mailbox(name.strip(), address, rest, self.grouped)
+        return name.strip(), address, self.grouped, end
 
-    def bare(self, rest: bytes) -> Mailbox | None:
+    def bare(self, end: int) -> _Found | None:
         """``user@host (Name)``, or one word that is no address; None when nothing was read."""
         if not self.raw:
             return None
         address = b"".join(self.raw) if self.at else self.raw[0]
-        return Mailbox(b" ".join(self.comments).strip(), address, rest, self.grouped)
+        return b" ".join(self.comments).strip(), address, self.grouped, end
 
     def goes_on(self, token: bytes) -> bool:
         """Whether a word after a blank still belongs to the address: ``a @ b . c``."""
@@ -76,9 +80,21 @@ class _Pending:
 
 def mailboxes(value: bytes) -> Iterator[Mailbox]:
     """The mailboxes of an address list in their order; members of groups count."""
+    for name, address, grouped, _ in _scan(value):
+        yield Mailbox(name, address, grouped=grouped)
+
+
+def first_mailbox(value: bytes) -> Mailbox:
+    """The first mailbox of a field; name and address are empty when there is none, or a group."""
+    for name, address, grouped, end in _scan(value):
+        return Mailbox(b"", b"") if grouped else Mailbox(name, address, value[end:])
+    return Mailbox(b"", b"")
+
+
+def _scan(value: bytes) -> Iterator[_Found]:
     simple = _SIMPLE.fullmatch(value)
     if simple is not None:
-        yield Mailbox(_SPACES.sub(b" ", simple[1] or b""), simple[2])
+        yield _SPACES.sub(b" ", simple[1] or b""), simple[2], False, len(value)
         return
     pending = _Pending()
     position, end, spaced = 0, 0, False
@@ -94,19 +110,19 @@ def mailboxes(value: bytes) -> Iterator[Mailbox]:
             pending.comments.append(text)
         elif kind == "angle":
             address, position = _angle_address(value, position)
-            yield pending.bracketed(address, value[position:])
+            yield pending.bracketed(address, position)
             pending = _Pending(grouped=pending.grouped)
         elif kind == "special" and token == b"@":
             pending.raw.append(token)
             pending.at = True
         elif kind == "special":
-            mailbox = None if token == b":" else pending.bare(value[start:])
+            mailbox = None if token == b":" else pending.bare(start)
             if mailbox is not None:
                 yield mailbox
             pending = _Pending(grouped=token == b":" or (token == b"," and pending.grouped))
         elif kind != "space":
             if pending.at and spaced and not pending.goes_on(token):
-                mailbox = pending.bare(value[end:])
+                mailbox = pending.bare(end)
                 if mailbox is not None:
                     yield mailbox
                 pending = _Pending(grouped=pending.grouped)
@@ -115,15 +131,9 @@ def mailboxes(value: bytes) -> Iterator[Mailbox]:
         spaced = kind == "space"
         if not spaced:
             end = position
-    mailbox = pending.bare(b"")
+    mailbox = pending.bare(len(value))
     if mailbox is not None:
         yield mailbox
-
-
-def first_mailbox(value: bytes) -> Mailbox:
-    """The first mailbox of a field; name and address are empty when there is none, or a group."""
-    mailbox = next(mailboxes(value), None)
-    return Mailbox(b"", b"") if mailbox is None or mailbox.grouped else mailbox
 
 
 def _unquoted(token: bytes) -> bytes:

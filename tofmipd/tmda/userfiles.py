@@ -8,10 +8,12 @@ import threading
 from typing import Any, Literal
 
 from tofmipd.tmda import config as config_module
-from tofmipd.tmda.config import TRUTH, Config, Surroundings, build
+from tofmipd.tmda.config import TRUTH, Config, SourceFile, Surroundings, build
 from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig
 from tofmipd.tmda.filter import Filter, parse_filter
 from tofmipd.tmda.profile import Profile, tag_settings
+
+_DEFAULT_PATH = "~/.tmda/config"
 
 Stamp = tuple[int, int, int, int] | None
 
@@ -20,7 +22,7 @@ def stamp(path: str) -> Stamp:
     """What changes when a file does: inode, size, time in ns, mode; None where there is none."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
 
@@ -28,6 +30,7 @@ def stamp(path: str) -> Stamp:
 class UserFiles:
     """Configuration, key and filter of one user.
 
+    ``config_path`` may be "": then the site file's TMDARC holds, else ~/.tmda/config.
     ``form`` says how the user's file is read: "python" executes it, which only a process that
     runs as that user may do; "literal" executes nothing (and ignores the site file's wish).
     ``required``: a missing configuration file is a MissingConfig instead of all defaults.
@@ -72,12 +75,12 @@ class UserFiles:
 
     def _load_config(self) -> Config:
         names: dict[str, Any] = dict(TRUTH)
-        source = b""
+        site = SourceFile(self._site_path or "", b"")
         if self._site_path is not None:
-            source = self._read(self._site_path) or b""
-            config_module.run_python(source, self._site_path, names)
-        path = names.get("TMDARC") or self._config_path
-        own = self._read(path := self._surroundings.expand(str(path)))
+            site = SourceFile(self._site_path, self._read(self._site_path) or b"")
+            config_module.run_python(site.octets, site.path, names)
+        path = self._config_path or str(names.get("TMDARC") or _DEFAULT_PATH)
+        own = self._read(path := self._surroundings.expand(path))
         if own is None and self._required:
             raise MissingConfig(path, 0, "missing; make one with 'tofmipd init'")
         if own is not None:
@@ -87,7 +90,7 @@ class UserFiles:
             elif names.get("CONFIG_EXEC", True) in (False, 0, "0"):
                 reader = config_module.read_ini
             reader(own, path, names)
-        return build(names, self._surroundings, path, own or source, own is not None)
+        return build(names, self._surroundings, SourceFile(path, own or b""), site)
 
     def _load_key(self, config: Config) -> bytes:
         path = config.crypt_key_file
@@ -106,25 +109,32 @@ class UserFiles:
         """The whole file, or None when there is none.  The stamp is taken before the octets."""
         self._stamps[path] = stamp(path)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_without_waiting) as file:
                 return file.read()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            raise ConfigError(path, 0, f"cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(path, 0, f"cannot be read: {reason}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe of that name would otherwise hold everything up."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_key(path: str, allow_mode_640: bool = False) -> bytes:
     """The key, decoded (reference, section 2).  Raises KeyFileError."""
     allowed = (0o400, 0o600, 0o640) if allow_mode_640 else (0o400, 0o600)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode & 0o7777
             text = file.read(65536).strip()
     except FileNotFoundError:
         raise KeyFileError(path, 0, "missing; make one with 'tofmipd keygen'") from None
-    except OSError as error:
-        raise KeyFileError(path, 0, f"cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise KeyFileError(path, 0, f"cannot be read: {reason}") from None
     if mode not in allowed:
         wanted = " or ".join(f"{m:04o}" for m in allowed)
         raise KeyFileError(path, 0, f"mode {mode:04o}, must be {wanted} (chmod 600 the file)")
