@@ -208,7 +208,7 @@ CONFIG = 'USERNAME = "bobby"\nHOSTNAME = "example.org"\n'
         (
             put("config", CONFIG + 'DATED_TIMEOUT = "whenever"\n'),
             "invalid timeout 'whenever'",
-            "{tmda}/config: dated: ",
+            "{tmda}/config:",
         ),
     ],
 )

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from tofmipd.arguments import Parser, port
 from tofmipd.auth.credentials import Credentials, Verdict
-from tofmipd.auth.passwordfile import read_passwords
+from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import host_name, person
 from tofmipd.commands.setup import Plan, client_lines, write_all
 from tofmipd.content import Content, as_local_text
 from tofmipd.daemon import run
-from tofmipd.errors import CANT_CREATE, Fatal
+from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
 from tofmipd.server import Listener, Service
 from tofmipd.settings import DEFAULT_PORT, Limits, Listen, Person, Settings
 from tofmipd.smtp import replies
@@ -98,10 +98,11 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise Fatal(CANT_CREATE, f"cannot prepare {home}: {error.strerror}") from None
     settings = _settings(home, options.port)
+    password = _password(settings)
     return run(
         settings,
         observer=lambda sender, reports, said: _show(sender, reports, said, maildir.directory),
-        started=lambda: _explain(settings, options.port, fresh),
+        started=lambda: _explain(settings, password, options.port, fresh),
     )
 
 
@@ -136,8 +137,18 @@ def _settings(home: str, port: int) -> Settings:
     )
 
 
-def _explain(settings: Settings, port: int, fresh: bool) -> None:
-    password = read_passwords(settings.authfile, settings.person.uid)[_LOGIN].decode()
+def _password(settings: Settings) -> str:
+    path = settings.authfile
+    try:
+        password = read_passwords(path, settings.person.uid).get(_LOGIN)
+    except PasswordFileError as error:
+        raise Fatal(CONFIG, str(error)) from None
+    if not password:
+        raise Fatal(CONFIG, f"{path}: no line {_LOGIN}:PASSWORD (remove the file for a new one)")
+    return password.decode("utf-8", "replace")
+
+
+def _explain(settings: Settings, password: str, port: int, fresh: bool) -> None:
     curl, swaks = client_lines(_LOGIN, password, _ADDRESS, _HOST, port)
     home = _shown(settings.person.home)
     own = f"HOME={home} {_shown(sys.argv[0])} test --server {_HOST}:{port} friend@example.net"

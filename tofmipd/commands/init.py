@@ -7,10 +7,10 @@ import os
 import re
 
 from tofmipd.arguments import Parser
-from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import host_name, person
 from tofmipd.commands.setup import Plan, client_lines, write_all
-from tofmipd.errors import CONFIG, UNAVAILABLE, USAGE, Fatal
+from tofmipd.commands.userprofile import first_login
+from tofmipd.errors import UNAVAILABLE, USAGE, Fatal
 from tofmipd.handoff.sendmail import PROGRAMS
 from tofmipd.settings import DEFAULT_PORT
 
@@ -36,20 +36,11 @@ def main(arguments: list[str]) -> int:
     plan = Plan(who.home, who.name.lower(), address, who.full_name, smtp_host)
     for path, new in write_all(plan):
         print(f"{'made' if new else 'kept'}  {path}")
-    login, password = _first_login(f"{plan.directory}/tofmipd", who.uid)
-    _say_what_next(login, password, address, " --personal" if who.uid == 0 else "")
+    login, password = first_login(f"{plan.directory}/tofmipd", who.uid)
+    _say_what_next(
+        login, password.decode("utf-8", "replace"), address, " --personal" if who.uid == 0 else ""
+    )
     return 0
-
-
-def _first_login(path: str, uid: int) -> tuple[str, str]:
-    try:
-        passwords = read_passwords(path, uid)
-    except PasswordFileError as error:
-        raise Fatal(CONFIG, str(error)) from None
-    if not passwords:
-        raise Fatal(CONFIG, f"{path}: no user in it; add a line user:password")
-    login, password = next(iter(passwords.items()))
-    return login, password.decode("utf-8", "replace")
 
 
 def _say_what_next(login: str, password: str, address: str, personal: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import smtplib
 import time
 
 from tofmipd.arguments import Parser, host_port
-from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import person
-from tofmipd.commands.userprofile import own_profile
+from tofmipd.commands.userprofile import first_login, own_profile
 from tofmipd.dates import rfc5322_date
 from tofmipd.errors import CONFIG, DATA, TEMPORARY, UNAVAILABLE, Fatal
 from tofmipd.settings import DEFAULT_PORT, Listen
@@ -23,21 +23,15 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     who = person()
     path = options.authfile or f"{who.home}/.tmda/tofmipd"
-    try:
-        logins = read_passwords(path, who.uid)
-    except PasswordFileError as error:
-        raise Fatal(CONFIG, str(error)) from None
-    if not logins:
-        raise Fatal(CONFIG, f"{path}: no user in it; add a line user:password")
-    login, password = next(iter(logins.items()))
+    login, password = first_login(path, who.uid)
     config = own_profile().config
     sender = options.sender or f"{config.username}@{config.hostname}"
-    said = _send(options.server, login, password.decode(), sender, options.address)
+    said = _send(options.server, login, password, sender, options.address)
     print(f"taken: {said}")
     return 0
 
 
-def _send(server: Listen, login: str, password: str, sender: str, recipient: str) -> str:
+def _send(server: Listen, login: str, password: bytes, sender: str, recipient: str) -> str:
     """What the daemon said to the message.  Raises Fatal."""
     message = (
         f"From: {sender}\r\nTo: {recipient}\r\nSubject: test of tofmipd\r\n"
@@ -45,9 +39,13 @@ def _send(server: Listen, login: str, password: str, sender: str, recipient: str
     )
     try:
         with smtplib.SMTP(server.host, server.port, timeout=_TIMEOUT_SECONDS) as client:
-            client.login(login, password)
-            client.mail(sender)
-            code, text = client.rcpt(recipient)
+            client.ehlo()
+            # smtplib's login() takes ASCII only, and tries a wrong password in every mechanism.
+            response = base64.b64encode(b"\0" + login.encode() + b"\0" + password)
+            code, text = client.docmd("AUTH", "PLAIN " + response.decode())
+            if code < 400:
+                client.mail(sender)
+                code, text = client.rcpt(recipient)
             if code < 400:
                 code, text = client.data(message.encode())
     except smtplib.SMTPDataError as error:
