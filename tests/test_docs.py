@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def code_blocks(markdown: str) -> list[str]:
 # The manual pages as such
 
 
-@pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")
+@pytest.mark.peer("mandoc")
 @pytest.mark.parametrize("name", PAGES)
 def test_mandoc_finds_nothing_to_complain_about(name):
     result = subprocess.run(

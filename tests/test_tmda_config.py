@@ -258,7 +258,7 @@ def test_unknown_names_are_nobodys_business(form):
         ("X = 1\nopen('/nowhere/at/all')\n", 2, "FileNotFoundError"),
         ("def f():\n    f()\nf()\n", 2, "RecursionError"),
         (b"X = 1\nY = '\xfc'\n", 2, "syntax error: (unicode error)"),
-        (b"X = 1\n\0\n", 0, "syntax error"),
+        (b"X = 1\n\0\n", 2, "syntax error: a NUL octet"),
         ("X = 1\n\nY = eval('1 +')\n", 3, "syntax error"),
     ],
 )
@@ -388,7 +388,7 @@ def test_the_literal_form_refuses_all_but_literals_and_runs_nothing(tmp_path, st
 
 @pytest.mark.parametrize(
     ("source", "line"),
-    [("X = 1\nX = (\n", 2), ("X = 1\n\n  Y = 2\n", 3), (b"X = 1\nY = '\xfc'\n", 2), (b"\0", 0)],
+    [("X = 1\nX = (\n", 2), ("X = 1\n\n  Y = 2\n", 3), (b"X = 1\nY = '\xfc'\n", 2), (b"\0", 1)],
 )
 def test_the_literal_form_reports_broken_syntax_with_its_line(source, line):
     error = error_of(source, "literal")

@@ -242,10 +242,18 @@ def run_python(source: bytes, path: str, names: dict[str, Any]) -> None:
 
     Only for files of the user whom this process runs as.  Raises ConfigError with the line.
     """
+    _refuse_nul(source, path)
     try:
         exec(compile(source, path, "exec"), names)
     except (Exception, SystemExit) as error:
         raise _config_error(source, path, error) from None
+
+
+def _refuse_nul(source: bytes, path: str) -> None:
+    """Which error Python itself makes of it depends on its version."""
+    if b"\0" in source:
+        line = source.count(b"\n", 0, source.index(b"\0")) + 1
+        raise ConfigError(path, line, "syntax error: a NUL octet in the file")
 
 
 def _config_error(source: bytes, path: str, error: BaseException) -> ConfigError:
@@ -287,6 +295,7 @@ def read_literals(source: bytes, path: str, names: dict[str, Any]) -> None:
 
     For users whose uid cannot be taken.  Raises ConfigError for any other statement.
     """
+    _refuse_nul(source, path)
     try:
         tree = ast.parse(source, path)
     except SyntaxError as error:
