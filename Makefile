@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
-PEERS := postfix swaks curl msmtp openssl strace mandoc
-PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc
+PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip
 
 .PHONY: help run test unit lint format types check bench peers clean venv-package
 
