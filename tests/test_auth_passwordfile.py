@@ -7,10 +7,13 @@ import hmac
 import logging
 import os
 import re
+import tempfile
 import threading
 
 import pytest
 from fakes import RFC2195_CHALLENGE, RFC2195_DIGEST, RFC2195_SECRET
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tofmipd.auth import passwordfile
 from tofmipd.auth.credentials import CramMd5, Password, Verdict
@@ -280,3 +283,27 @@ def test_a_user_in_the_old_and_the_new_file_can_log_in_all_the_time(path):
         assert not thread.is_alive()
     assert verdicts == {YES}
     assert source.check(Password("user99", b"x")) is YES
+
+
+# Noise
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(
+            st.sampled_from([b"bobby", b":", b"#", b"\n", b"\r", b" ", b"\0", b"\xff", b"\x0b"]),
+            max_size=20,
+        ).map(b"".join),
+    )
+)
+def test_any_octets_are_passwords_or_a_password_file_error(octets):
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(octets)
+        file.flush()
+        try:
+            passwords = read_passwords(file.name, OWNER)
+        except PasswordFileError:
+            return
+        assert all(name == name.lower() for name in passwords)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tofmipd.tmda.actions import Action
 from tofmipd.tmda.config import (
@@ -430,3 +432,39 @@ def test_every_setting_has_a_default_that_passes_its_own_check():
         if name == "ADDED_HEADERS_CLIENT":
             value = dict(value)
         assert item.metadata["convert"](value) == getattr(config, item.name), name
+
+
+# Noise
+
+
+WORDS = [
+    "USERNAME",
+    "=",
+    "1",
+    "'x'",
+    "[",
+    "]",
+    "(",
+    ")",
+    "{",
+    "}",
+    ":",
+    ",",
+    "\n",
+    " ",
+    "\0",
+    "@",
+    "é",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(WORDS)).map("".join)))
+@pytest.mark.parametrize("form", ["literal", "ini"])
+def test_any_octets_are_a_configuration_or_a_config_error(form, source):
+    """The third form executes what it reads, so noise is not for it."""
+    try:
+        config = load(source, form)
+    except ConfigError:
+        return
+    assert config.origin == PATH
