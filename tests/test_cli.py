@@ -57,9 +57,6 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-# --- help and versions ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_goes_to_standard_output(option, run):
     """TO-69."""
@@ -139,8 +136,6 @@ def test_a_reader_that_stops_reading_is_no_error(option):
         )
     assert (result.returncode, result.stderr) == (0, b"")
 
-
-# --- what is refused --------------------------------------------------------------------------
 
 CERTIFICATE = ("--ssl-cert", "c", "--ssl-key", "k")
 
@@ -248,9 +243,6 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_for_debug(run, mon
     assert "Traceback" in err
 
 
-# --- types of arguments -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "host", "port"),
     [
@@ -311,9 +303,6 @@ def test_positive_numbers_are_taken(text, value):
 )
 def test_seconds_may_have_a_fraction(text, value):
     assert seconds(text) == value
-
-
-# --- what options become ----------------------------------------------------------------------
 
 
 def settings(*arguments: str):

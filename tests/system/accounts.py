@@ -36,9 +36,9 @@ def new_account(name: str) -> Iterator[Account]:
     with tempfile.TemporaryDirectory(prefix="tofmipd-account-") as directory:
         # The account cannot look into the directories of whoever runs the tests.
         os.chmod(directory, 0o755)
-        shutil.copytree(
-            _PACKAGE, f"{directory}/lib/tofmipd", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        library = Path(shutil.copytree(_PACKAGE, f"{directory}/lib/tofmipd"))
+        for path in [library.parent, library, *library.rglob("*")]:
+            path.chmod(0o755)
         home = f"{directory}/home"
         add = ["useradd", "--user-group", "--create-home", "--home-dir", home]
         subprocess.run([*add, "--comment", "Test Person,,,", name], check=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hops import RawHop, Sendmail, SmtpSink, make_sendmail, raw_hop, smtp_sink
+from clients import submit
+from hops import RawHop, Sendmail, SmtpSink, Stored, make_sendmail, raw_hop, smtp_sink
 from postfix import Postfix, running_postfix
 from running import Daemon, Home, make_home, to_smtp, tofmipd
 
@@ -74,3 +75,28 @@ def start() -> Iterator[Callable[..., Daemon]]:
     """Start a daemon; arguments as for running.tofmipd.  All end with the test."""
     with contextlib.ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(tofmipd(*args, **kwargs))
+
+
+def _message(*fields: str) -> bytes:
+    lines = fields or ("From: Bobby <bobby@example.org>", "To: x@example.net", "Subject: x")
+    return "\r\n".join([*lines, "", "body", ""]).encode()
+
+
+@pytest.fixture
+def send(daemon: Daemon, home: Home, hop: RawHop) -> Callable[..., list[Stored]]:
+    """Configure, send one message, and say what arrived, in the order of arrival."""
+
+    def send(
+        *settings: str,
+        rules: str = "",
+        to: tuple[str, ...] = ("x@example.net",),
+        fields: tuple[str, ...] = (),
+        sender: str = "bobby@example.org",
+    ) -> list[Stored]:
+        home.configure(to_smtp(hop.port), *settings)
+        home.write("filters/outgoing", rules)
+        reply = submit(daemon.port, *to, message=_message(*fields), sender=sender)
+        assert reply.startswith("250"), reply
+        return hop.messages()
+
+    return send

@@ -62,9 +62,6 @@ class Hop:
         return message
 
 
-# --- a server of our own that keeps every octet -----------------------------------------------
-
-
 @dataclass
 class RawHop(Hop):
     """A small SMTP server in this process that keeps the octets of DATA as they came.
@@ -198,9 +195,6 @@ def raw_hop(port: int = 0, **settings: object) -> Iterator[RawHop]:
         thread.join()
 
 
-# --- Postfix's smtp-sink ----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SmtpSink(Hop):
     """smtp-sink, which dumps each transaction into a file with LF line ends.
@@ -247,8 +241,6 @@ def smtp_sink(directory: Path, *options: str, port: int = 0) -> Iterator[SmtpSin
         wait_until(lambda: greets(port), "the greeting of smtp-sink")
         yield SmtpSink(port, directory, process)
 
-
-# --- a stand-in for sendmail ------------------------------------------------------------------
 
 _STAND_IN = """\
 #!/bin/sh

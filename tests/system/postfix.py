@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hops import Hop, Stored
-from running import HOST, ending, free_port, greets, wait_until
+from running import HOST, ending, free_port, greets, usual_umask, wait_until
 
 NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD = "proxy", "next hop's secret"
 
@@ -121,7 +121,9 @@ def running_postfix() -> Iterator[Postfix]:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tofmipd-postfix-")))
         base.chmod(0o755)
         postfix = Postfix(base, free_port(), free_port())
-        _write_files(postfix, stack.enter_context(_auth_service()))
+        auth_port = stack.enter_context(_auth_service())
+        with usual_umask():
+            _write_files(postfix, auth_port)
         with (base / "log").open("wb") as log:
             process = subprocess.Popen(
                 [shutil.which("postfix") or "postfix", "-c", str(base / "conf"), "start-fg"],

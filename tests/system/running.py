@@ -21,6 +21,8 @@ ADDRESS = "bobby@example.org"
 KEY = "00112233445566778899aabbccddeeff01234567"
 PROGRAM = str(Path(sys.executable).with_name("tofmipd"))
 LIMIT_SECONDS = 20.0
+# How RFC 5322 dates look.
+DATE = r"[A-Z][a-z]{2}, [ 0-9]?[0-9] [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} [+-][0-9]{4}"
 _POLL_SECONDS = 0.01
 
 Result = TypeVar("Result")
@@ -35,6 +37,22 @@ def wait_until(
         assert time.monotonic() < deadline, f"waited {limit_seconds:g} s for {what}"
         time.sleep(_POLL_SECONDS)
     return value
+
+
+@contextlib.contextmanager
+def usual_umask() -> Iterator[None]:
+    """What is made within can be read by other accounts, whatever the umask was."""
+    old = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def host_name() -> str:
+    """TO-23: the full name, or the plain one where that is localhost."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
 def free_port() -> int:

@@ -41,9 +41,8 @@ class Demo:
     def command(self, program: str) -> str:
         """The line that is printed for being pasted into a shell."""
         lines = [line.strip() for line in self.text().splitlines()]
-        return next(
-            line for line in lines if re.match(rf"({program} |printf .*\| {program} )", line)
-        )
+        pattern = rf"(printf .*\| |HOME=\S+ .*)?{program} "
+        return next(line for line in lines if re.match(pattern, line))
 
     def login(self) -> tuple[str, str]:
         match = re.search(r"as user (\S+), password (\S+)", self.text())
@@ -100,6 +99,7 @@ def demo(tmp_path) -> Iterator[Demo]:
     [
         pytest.param("curl", marks=pytest.mark.peer("curl")),
         pytest.param("swaks", marks=pytest.mark.peer("swaks")),
+        "test",
     ],
 )
 def test_the_printed_command_works_when_pasted_into_a_shell(program, demo, tmp_path):

@@ -30,10 +30,7 @@ TO = "x@example.net"
 MESSAGE = b"From: bobby@example.org\r\nSubject: x\r\n\r\nx\r\n.\r\n"
 
 
-# --- the end ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_message_that_is_coming_in_is_delivered_before_the_end(number, start, home, hop):
     """TO-19."""
     daemon = start(home)
@@ -102,9 +99,6 @@ def test_an_idle_daemon_ends_at_once(start, home):
     assert time.monotonic() - begun < 2
 
 
-# --- accidents --------------------------------------------------------------------------------
-
-
 def test_a_client_that_vanishes_within_a_message_sends_nothing(daemon, hop):
     with logged_in(daemon.port) as talk:
         talk.envelope(TO)
@@ -141,9 +135,6 @@ def test_a_next_hop_that_refuses_within_a_message_is_believed(daemon, home, tmp_
     with smtp_sink(tmp_path / "sink", "-A", "0") as sink:
         home.configure(to_smtp(sink.port))
         assert submit(daemon.port, TO, message=big).startswith("550")
-
-
-# --- the beginning ----------------------------------------------------------------------------
 
 
 def background(home: Home, port: int, log: Path) -> int:
@@ -202,9 +193,6 @@ def test_what_is_wrong_is_said_before_it_detaches(home):
     result = run("--personal", "-a", "/none", "-p", f"{HOST}:0", home=home)
     assert result.returncode == os.EX_CONFIG
     assert result.stderr.count("\n") == 1
-
-
-# --- an account of its own --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from clients import logged_in, submit
+from hops import raw_hop
 from postfix import NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD, make_certificate
 from running import HOST, to_program, to_smtp
 
@@ -75,7 +77,44 @@ def test_a_connection_is_used_only_as_often_as_the_user_allows(daemon, home, hop
     assert hop.connections == 3
 
 
-# --- TLS and a login at the next hop ----------------------------------------------------------
+def test_no_copy_is_sent_when_a_recipient_of_another_copy_is_refused(daemon, home, hop):
+    """All or nothing, also where each recipient gets a copy of its own."""
+    home.write("filters/outgoing", "to * sender\n")
+    hop.refuse["RCPT TO:<bad@"] = b"550 5.1.1 No such user"
+    reply = submit(daemon.port, "good@example.net", "bad@example.net", "other@example.net")
+    assert reply == "550 5.1.1 <bad@example.net>: No such user"
+    assert not hop.stored
+    hop.refuse.clear()
+    assert submit(daemon.port, "good@example.net", "bad@example.net").startswith("250")
+    assert [stored.recipients for stored in hop.stored] == [
+        ("good@example.net",),
+        ("bad@example.net",),
+    ]
+
+
+def test_many_clients_at_once_have_each_mail_delivered_once(daemon, hop):
+    def work(client: int) -> None:
+        with logged_in(daemon.port) as talk:
+            for number in range(5):
+                talk.envelope(f"r{client}-{number}@example.net")
+                assert talk.data(MESSAGE).startswith("250")
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, range(20)))
+    recipients = [stored.recipients[0] for stored in hop.stored]
+    assert len(recipients) == len(set(recipients)) == 100
+
+
+def test_eight_bit_mail_for_a_next_hop_that_cannot_take_it_is_refused(daemon, home):
+    """BX-37: better than mail that arrives spoiled."""
+    with raw_hop(keywords=("PIPELINING",)) as hop, logged_in(daemon.port) as talk:
+        home.configure(to_smtp(hop.port))
+        assert talk.say("MAIL FROM:<bobby@example.org> BODY=8BITMIME").startswith("250")
+        assert talk.say(f"RCPT TO:<{TO}>").startswith("250")
+        assert talk.data(MESSAGE).startswith("554 5.6.3 ")
+        assert not hop.stored
+        talk.envelope(TO)
+        assert talk.data(MESSAGE).startswith("250")
 
 
 def submission(postfix, *lines: str) -> list[str]:
@@ -144,7 +183,13 @@ def test_a_next_hop_without_tls_gets_neither_mail_nor_password(daemon, home, hop
     assert {command.split()[0].upper() for command in hop.commands} <= {"EHLO", "QUIT"}
 
 
-# --- sendmail ---------------------------------------------------------------------------------
+def test_a_password_for_the_next_hop_may_hold_any_sign_or_is_named(daemon, home):
+    """It is not the next hop's fault when it cannot be sent."""
+    with raw_hop(keywords=("AUTH PLAIN",), refuse={"AUTH": b"235 2.7.0 Ok"}) as hop:
+        lines = ('SMTPAUTH_USERNAME = "proxy"', 'SMTPAUTH_PASSWORD = "pässwört"')
+        home.configure(to_smtp(hop.port), *lines)
+        reply = submit(daemon.port, TO)
+        assert reply.startswith("250") or "SMTPAUTH_PASSWORD" in reply
 
 
 def test_a_sendmail_program_gets_arguments_and_a_clean_environment(start, home, sendmail):
