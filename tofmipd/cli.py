@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import platform
@@ -80,7 +81,9 @@ def _run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         word = arguments[0]
         if word not in COMMANDS:
-            raise Fatal(USAGE, f"there is no command {word!r}; there are {', '.join(COMMANDS)}")
+            near = difflib.get_close_matches(word, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise Fatal(USAGE, f"there is no command {word!r}; {hint}")
         module = importlib.import_module(f"tofmipd.commands.{word}")
         return cast(Callable[[list[str]], int], module.main)(arguments[1:])
     settings = settings_from(arguments)

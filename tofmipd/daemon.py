@@ -115,8 +115,7 @@ def serve(service: Service, listeners: list[Listener]) -> None:
     log.info("stopping on %s", signal.Signals(number).name)
     service.begin_stop()
     for listener in listeners:
-        listener.shutdown()
-        listener.server_close()
+        listener.stop()
     if not service.stop():
         log.warning("some sessions did not end in time and are cut off")
     log.info("stopped")

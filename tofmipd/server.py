@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import secrets
@@ -190,6 +191,13 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.exception("session of %s failed", client_address[0])
+
+    def stop(self) -> None:
+        """Accept no more, at once: shutting the socket down wakes up who polls it."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.shutdown()
+        self.server_close()
 
     def start(self) -> None:
         """Accept in a thread of its own."""

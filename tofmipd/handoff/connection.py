@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import select
 import smtplib
@@ -239,7 +240,7 @@ def _open(hop: NextHop) -> smtplib.SMTP:
             client.starttls(context=_tls_context(hop))
             client.ehlo_or_helo_if_needed()
         if hop.username and hop.password:
-            client.login(hop.username, hop.password)
+            _log_in(client, hop.username, hop.password)
     except (HandOffFailed, OSError, ValueError) as error:  # smtplib's own are OSErrors
         if client is not None:
             client.close()
@@ -247,6 +248,17 @@ def _open(hop: NextHop) -> smtplib.SMTP:
             raise
         raise HandOffFailed(_not_opened(hop, error)) from error
     return client
+
+
+def _log_in(client: smtplib.SMTP, username: str, password: str) -> None:
+    """By smtplib, but for signs beyond ASCII, which it cannot send (RFC 4616 wants UTF-8)."""
+    if (username + password).isascii():
+        client.login(username, password)
+        return
+    response = base64.b64encode(f"\0{username}\0{password}".encode("utf-8", "surrogateescape"))
+    code, said = client.docmd("AUTH", "PLAIN " + response.decode())
+    if code != 235:
+        raise smtplib.SMTPAuthenticationError(code, said)
 
 
 def _tls_context(hop: NextHop) -> ssl.SSLContext:

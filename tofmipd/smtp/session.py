@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tofmipd.auth.credentials import Credentials, Verdict
+from tofmipd.auth.credentials import Credentials, Password, Verdict
 from tofmipd.smtp import replies, sasl, syntax
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import BadCommand, Reply, printable
@@ -300,13 +300,16 @@ class Session:
         except ValueError:
             return replies.AUTH_MALFORMED
         except BadExchange:
-            return self.judged(Verdict.REJECTED)
+            # Nobody can log in with these; asking makes it a failed login like any other.
+            return self._verify(Password("", b""))
         except StopIteration as end:
-            credentials: Credentials = end.value
-            self._user = credentials.user
-            return Verify(credentials, self._mechanism)
+            return self._verify(end.value)
         self._exchange = exchange
         return replies.prompt(sasl.encode(prompt))
+
+    def _verify(self, credentials: Credentials) -> Step:
+        self._user = credentials.user
+        return Verify(credentials, self._mechanism)
 
     def judged(self, verdict: Verdict) -> Step:
         """The verdict on the credentials that were handed out last."""
