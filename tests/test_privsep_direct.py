@@ -35,8 +35,9 @@ from tofmipd.privsep.personal import personal_gate
 from tofmipd.settings import NextHopLimits, Person, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
-from tofmipd.tmda.config import Surroundings, split_smtphost
+from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.userfiles import UserFiles
+from tofmipd.tmda.values import split_smtphost
 
 YES, NO, MAYBE = Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE
 LIMITS = NextHopLimits(connect_timeout=5, reply_timeout=5, dot_timeout=5)

@@ -9,16 +9,14 @@ from hypothesis import strategies as st
 from tofmipd.tmda.actions import Action
 from tofmipd.tmda.config import (
     SETTINGS,
-    TRUTH,
     Config,
     SourceFile,
     Surroundings,
     build,
-    read_ini,
-    read_literals,
-    run_python,
 )
 from tofmipd.tmda.errors import ConfigError
+from tofmipd.tmda.readers import read_ini, read_literals, run_python
+from tofmipd.tmda.values import TRUTH
 
 PATH = "/home/alice/.tmda/config"
 AROUND = Surroundings("/home/alice", "alice", "Alice Liddell", "mail.example.com")

@@ -26,12 +26,13 @@ from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply, printable
 from tofmipd.tmda import header
-from tofmipd.tmda.config import Config, split_smtphost
+from tofmipd.tmda.config import Config
 from tofmipd.tmda.errors import MissingConfig, UserFileError
 from tofmipd.tmda.header import Field
 from tofmipd.tmda.inject import Report, Stamp, Tagged, tag_message
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
+from tofmipd.tmda.values import split_smtphost
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,12 @@ import os
 import threading
 from typing import Any, Literal
 
-from tofmipd.tmda import config as config_module
-from tofmipd.tmda.config import TRUTH, Config, SourceFile, Surroundings, build
+from tofmipd.tmda import readers
+from tofmipd.tmda.config import Config, SourceFile, Surroundings, build
 from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig
 from tofmipd.tmda.filter import Filter, parse_filter
 from tofmipd.tmda.profile import Profile, tag_settings
+from tofmipd.tmda.values import TRUTH
 
 _DEFAULT_PATH = "~/.tmda/config"
 
@@ -78,17 +79,17 @@ class UserFiles:
         site = SourceFile(self._site_path or "", b"")
         if self._site_path is not None:
             site = SourceFile(self._site_path, self._read(self._site_path) or b"")
-            config_module.run_python(site.octets, site.path, names)
+            readers.run_python(site.octets, site.path, names)
         path = self._config_path or str(names.get("TMDARC") or _DEFAULT_PATH)
         own = self._read(path := self._surroundings.expand(path))
         if own is None and self._required:
             raise MissingConfig(path, 0, "missing; make one with 'tofmipd init'")
         if own is not None:
-            reader = config_module.run_python
+            reader = readers.run_python
             if self._form == "literal":
-                reader = config_module.read_literals
+                reader = readers.read_literals
             elif names.get("CONFIG_EXEC", True) in (False, 0, "0"):
-                reader = config_module.read_ini
+                reader = readers.read_ini
             reader(own, path, names)
         return build(names, self._surroundings, SourceFile(path, own or b""), site)
 
