@@ -18,6 +18,7 @@ from running import (
     PASSWORD,
     PROGRAM,
     Home,
+    cannot_run,
     ending,
     environment,
     make_home,
@@ -51,10 +52,13 @@ def network() -> Iterator[Network]:
     # Addresses for documentation (RFC 5737), two lines of four addresses.
     clients = {f"{mark}{n}": (f"192.0.2.{4 * n + 2}", f"192.0.2.{4 * n + 1}") for n in (1, 2)}
     with contextlib.ExitStack() as stack:
-        for name in (server, *clients):
-            command("ip", "netns", "add", name)
-            stack.callback(command, "ip", "netns", "del", name)
-            command("ip", "-n", name, "link", "set", "lo", "up")
+        try:
+            for name in (server, *clients):
+                command("ip", "netns", "add", name)
+                stack.callback(command, "ip", "netns", "del", name)
+                command("ip", "-n", name, "link", "set", "lo", "up")
+        except subprocess.CalledProcessError as error:
+            cannot_run(f"no network namespaces here: {error.stderr.decode().strip()}")
         for name, (own, servers) in clients.items():
             near, far = f"{name}a", f"{name}b"
             command(
