@@ -480,3 +480,9 @@ def test_a_pattern_without_special_octets_matches_itself_only(key):
 def test_a_pattern_of_many_stars_does_not_take_for_ever():
     full = compile_pattern(b"*a" * 100).fullmatch
     assert not full(b"a" * 2000 + b"b")
+
+
+@pytest.mark.parametrize("value", ['"foo"bar', "'foo'bar", '"foo"bar x-b "baz"'])
+def test_text_glued_to_a_quoted_value_is_an_error(value):
+    (error,) = errors_of(f"to a tag x-a {value}")
+    assert "pairs of HEADER and ACTION" in error.problem
