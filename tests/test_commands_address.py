@@ -150,3 +150,15 @@ def test_a_missing_key_is_said(home):
     with pytest.raises(Fatal, match="crypt_key: missing; make one with 'tofmipd keygen'") as caught:
         address.main([])
     assert caught.value.status == os.EX_CONFIG
+
+
+def test_an_error_in_the_filter_is_not_its_business(home, capsys):
+    (home / ".tmda/filters").mkdir()
+    (home / ".tmda/filters/outgoing").write_text("to oops\n")
+    assert address.main(["-k", "shop"]) == 0
+    assert capsys.readouterr().out.startswith("bobby-keyword-shop.")
+
+
+def test_a_configuration_that_is_named_must_be_there(home):
+    with pytest.raises(Fatal, match="typo: missing"):
+        address.main(["-c", str(home / "typo"), "-k", "shop"])

@@ -23,7 +23,7 @@ _VALID, _INVALID = 0, 1
 def main(arguments: list[str]) -> int:
     """Print the address, or what is to be said of it; status 1 if it does not hold."""
     options = _parse(arguments)
-    profile = own_profile(options.config)
+    profile = own_profile(options.config, with_filter=False)
     if options.check:
         return _check(profile.tags, options.check)
     config = profile.config

@@ -23,11 +23,20 @@ def first_login(path: str, uid: int) -> tuple[str, bytes]:
     return next(iter(passwords.items()))
 
 
-def own_profile(config: str = "") -> Profile:
-    """Configuration, key and filter as the daemon would see them.  Raises Fatal."""
+def own_profile(config: str = "", *, with_filter: bool = True) -> Profile:
+    """Configuration, key and filter as the daemon would see them.
+
+    A configuration that is named must be there.  Raises Fatal.
+    """
     who = person()
     surroundings = Surroundings(who.home, who.name, who.full_name, host_name())
     try:
-        return UserFiles(config, surroundings, site_path=Settings(who).site_config).profile()
+        return UserFiles(
+            config,
+            surroundings,
+            site_path=Settings(who).site_config,
+            required=bool(config),
+            with_filter=with_filter,
+        ).profile()
     except UserFileError as error:
         raise Fatal(CONFIG, str(error)) from None

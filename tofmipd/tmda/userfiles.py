@@ -35,6 +35,7 @@ class UserFiles:
     ``form`` says how the user's file is read: "python" executes it, which only a process that
     runs as that user may do; "literal" executes nothing (and ignores the site file's wish).
     ``required``: a missing configuration file is a MissingConfig instead of all defaults.
+    Without ``with_filter`` the filter is not read and counts as empty.
     A change of what a configuration itself reads or imports is not seen.  Safe for threads.
     """
 
@@ -46,12 +47,14 @@ class UserFiles:
         site_path: str | None = None,
         form: Literal["python", "literal"] = "python",
         required: bool = False,
+        with_filter: bool = True,
     ) -> None:
         self._config_path = config_path
         self._site_path = site_path
         self._surroundings = surroundings
         self._form = form
         self._required = required
+        self._with_filter = with_filter
         self._lock = threading.Lock()
         self._profile: Profile | None = None
         self._stamps: dict[str, Stamp] = {}
@@ -100,6 +103,8 @@ class UserFiles:
 
     def _load_filter(self, config: Config) -> Filter:
         path = config.filter_outgoing
+        if not self._with_filter:
+            return Filter(path)
         try:
             text = self._read(path)
         except ConfigError as error:
