@@ -364,6 +364,22 @@ def test_an_offer_replaces_a_kept_connection_that_has_gone():
         assert [message.connection for message in server.messages] == [1, 2]
 
 
+def test_a_connection_kept_after_an_offer_is_replaced_when_it_has_gone():
+    mails = []
+
+    def script(moment):
+        """End the connection at the second MAIL, as a next hop does that is being restarted."""
+        if moment.stage == "MAIL":
+            mails.append(moment.connection)
+        return CLOSE if moment.stage == "MAIL" and len(mails) == 2 else None
+
+    with FakeNextHop(script) as server:
+        transport = transport_to(server)
+        transport.offer(OFFER[:1])
+        transport.send(OFFER[0])
+        assert [message.connection for message in server.messages] == [2]
+
+
 # Refusals.
 
 

@@ -74,6 +74,7 @@ class Connection:
         self._answered = False
         self.messages = 0
         self.usable = True
+        # When it was last kept for another message; 0 for a connection that never was.
         self.idle_since = 0.0
         client = _open(hop)
         self._features = {name.lower() for name in client.esmtp_features}
@@ -130,7 +131,7 @@ class Connection:
             raise
         except (OSError, BadReply) as error:
             self.close()
-            if self.messages and not self._answered and not isinstance(error, TimeoutError):
+            if self.idle_since and not self._answered and not isinstance(error, TimeoutError):
                 raise Stale from error
             raise HandOffFailed(_lost(self._hop, error)) from error
 
@@ -188,7 +189,7 @@ class Connection:
         return reply
 
     def _judge(self, reply: NextHopReply, about: bytes | None) -> None:
-        if reply.code == 421 and self.messages and not self._answered:
+        if reply.code == 421 and self.idle_since and not self._answered:
             raise ConnectionResetError("closed by the next hop")
         self._answered = True
         if about is not None and reply.code // 100 != 2:
