@@ -188,6 +188,16 @@ def test_a_taken_port_is_said_with_the_way_out(tmp_path):
     )
 
 
+def test_a_second_demo_in_the_folder_leaves_the_first_one_working(demo, tmp_path):
+    same_port = failing_demo(tmp_path, demo.port)
+    assert "Address already in use" in same_port.stderr
+    other_port = failing_demo(tmp_path, free_port())
+    assert other_port.returncode == os.EX_CANTCREAT
+    assert "is in use by another demo" in other_port.stderr.splitlines()[-1]
+    demo.send("friend@example.net")
+    assert wait_until(demo.blocks, "a block")
+
+
 @pytest.mark.parametrize("text", ["me:secret\n", "# nobody\n", "you secret\n"])
 def test_a_password_file_that_lost_its_login_is_said_in_one_line(text, tmp_path):
     """Somebody may have edited it."""

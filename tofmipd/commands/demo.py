@@ -6,6 +6,8 @@ The receiver is the same server with another gate: it needs no login and hands n
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import os
 import re
@@ -93,16 +95,21 @@ def main(arguments: list[str]) -> int:
     fresh = any(new for _, new in write_all(plan))
     try:
         maildir.make()
-        receiver = _start_receiver(maildir)
-        _point_to(f"{plan.directory}/config", receiver.port)
     except OSError as error:
-        raise Fatal(CANT_CREATE, f"cannot prepare {home}: {error.strerror}") from None
+        raise Fatal(CANT_CREATE, f"cannot prepare {maildir.directory}: {error.strerror}") from None
     settings = _settings(home, options.port)
     password = _password(settings)
+
+    def started() -> None:
+        # Not before port and folder are ours: another demonstration may be using these files.
+        _take(home)
+        _point_to(f"{plan.directory}/config", _start_receiver(maildir).port)
+        _explain(settings, password, options.port, fresh)
+
     return run(
         settings,
         observer=lambda sender, reports, said: _show(sender, reports, said, maildir.directory),
-        started=lambda: _explain(settings, password, options.port, fresh),
+        started=started,
     )
 
 
@@ -113,15 +120,29 @@ def _start_receiver(maildir: Maildir) -> Listener:
     return listener
 
 
+def _take(home: str) -> None:
+    """Have the folder for ourselves until the process ends.  Raises Fatal."""
+    try:
+        fcntl.flock(os.open(home, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        text = f"{home} is in use by another demo; end that, or choose another with --directory"
+        if error.errno != errno.EWOULDBLOCK:
+            text = f"cannot use {home}: {error.strerror}"
+        raise Fatal(CANT_CREATE, text) from None
+
+
 def _point_to(config: str, port: int) -> None:
-    """Have the configuration name the receiver of this run."""
-    with open(config, encoding="utf-8") as file:
-        old = file.read()
-    new = re.sub(r"(?m)^SMTPHOST = .*$", f"SMTPHOST = '{_HOST}:{port}'", old)
-    with open(config + ".new", "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(new)
-    os.replace(config + ".new", config)
+    """Have the configuration name the receiver of this run.  Raises Fatal."""
+    try:
+        with open(config, encoding="utf-8", errors="surrogateescape") as file:
+            old = file.read()
+        new = re.sub(r"(?m)^SMTPHOST = .*$", f"SMTPHOST = '{_HOST}:{port}'", old)
+        with open(config + ".new", "w", encoding="utf-8", errors="surrogateescape") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(new)
+        os.replace(config + ".new", config)
+    except OSError as error:
+        raise Fatal(CANT_CREATE, f"cannot rewrite {config}: {error.strerror}") from None
 
 
 def _settings(home: str, port: int) -> Settings:
