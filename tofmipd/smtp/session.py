@@ -204,7 +204,7 @@ class Session:
 
     @property
     def _protocol(self) -> str:
-        """RFC 3848; a login is only possible in the extended protocol."""
+        """RFC 3848; who logs in speaks the extended protocol, whatever the greeting was."""
         if self.login:
             return "ESMTPA"
         return "ESMTP" if self._extended else "SMTP"
