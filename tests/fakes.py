@@ -101,6 +101,7 @@ class FakeGate:
         self.submitted: list[tuple[Envelope, bytes]] = []
         self.asked: list[tuple[Credentials, str]] = []
         self.unavailable = False
+        self.closed = 0
 
     def admit(self, session_id: str, peer: Peer) -> FakeGate:
         return self
@@ -120,6 +121,9 @@ class FakeGate:
         reply = self.reply if isinstance(self.reply, Reply) else self.reply(envelope, octets)
         self.submitted.append((envelope, octets))
         return reply
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @dataclass

@@ -23,7 +23,7 @@ class Canned:
         self.mechanisms = frozenset(mechanisms)
         self.asked = []
 
-    def check(self, credentials):
+    def check(self, credentials, origin):
         self.asked.append(credentials)
         return self.verdict
 

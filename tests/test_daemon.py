@@ -8,7 +8,6 @@ import signal
 import socket
 
 import pytest
-from fakes import FakeGate
 
 from tofmipd import daemon
 from tofmipd.errors import CANT_CREATE, CONFIG, UNAVAILABLE, Fatal
@@ -37,12 +36,12 @@ def free(*, ipv6: bool = False) -> Listen:
 def test_all_places_are_announced(tmp_path, capsys):
     """TO-18."""
     made = settings(tmp_path, free(), free(ipv6=True))
-    listeners = daemon.listen(made, daemon.new_service(made, FakeGate()))
-    daemon.announce(listeners)
+    sockets = daemon.listen(made)
+    daemon.announce(sockets)
     printed = capsys.readouterr()
-    ports = [listener.port for listener in listeners]
-    for listener in listeners:
-        listener.server_close()
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
     first, second, third = printed.err.splitlines()
     assert re.fullmatch(r"tofmipd started at [A-Z][a-z]{2}, .* [+-][0-9]{4}", first)
     assert second == f"\tListening on 127.0.0.1:{ports[0]}"
@@ -57,7 +56,7 @@ def test_when_one_place_cannot_be_had_the_others_are_given_back(tmp_path):
         place = Listen("127.0.0.1", taken.getsockname()[1])
         made = settings(tmp_path, Listen("127.0.0.1", port), place, port_hint="--somehow")
         with pytest.raises(Fatal) as caught:
-            daemon.listen(made, daemon.new_service(made, FakeGate()))
+            daemon.listen(made)
     assert caught.value.status == UNAVAILABLE
     expected = f"cannot listen on {place}: Address already in use; choose another with --somehow"
     assert str(caught.value) == expected

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tofmipd import cli
+from tofmipd import cli, options
 from tofmipd.commands import inject
 from tofmipd.tmda import actions, config, userfiles
 from tofmipd.tmda import filter as filter_module
@@ -78,7 +78,7 @@ def test_there_is_no_other_page():
 
 
 def parser_actions() -> list[argparse.Action]:
-    return cli._parser()._actions
+    return options.make_parser()._actions
 
 
 def entry_of(action: argparse.Action) -> str:
@@ -113,11 +113,12 @@ def test_short_and_long_names_stand_together():
 
 
 def test_groups_have_the_titles_and_examples_of_the_help():
-    options = section(read_page("tofmipd.8"), "OPTIONS")
-    groups = [g for g in cli._parser()._action_groups if (g.description or "").startswith("e.g. ")]
-    assert [g.title for g in groups] == re.findall(r"^\.Ss (.*)$", options, re.M)
+    page = section(read_page("tofmipd.8"), "OPTIONS")
+    all_groups = options.make_parser()._action_groups
+    groups = [g for g in all_groups if (g.description or "").startswith("e.g. ")]
+    assert [g.title for g in groups] == re.findall(r"^\.Ss (.*)$", page, re.M)
     for group in groups:
-        text = section(options, str(group.title), "Ss")
+        text = section(page, str(group.title), "Ss")
         names = {name for action in group._group_actions for name in action.option_strings}
         assert long_options("\n".join(items(text))) == {n for n in names if n.startswith("--")}
         assert f"Example:\n.Dl {str(group.description).removeprefix('e.g. ')}\n" in text

@@ -24,10 +24,12 @@ from tofmipd.auth.credentials import CramMd5, Password, Verdict
 from tofmipd.auth.passwordfile import PasswordFile
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.direct import DirectGate
+from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.outbound import (
     House,
-    Identity,
     Outbound,
+    Owner,
     parsed_header,
     received_value,
 )
@@ -49,6 +51,10 @@ MAIL_TRANSPORT = "smtp"
 SMTPHOST = "127.0.0.1:{port}"
 USERNAME, HOSTNAME, FULLNAME = "bobby", "example.org", "Bobby"
 """
+
+
+def logins_of(source):
+    return Logins(Chain([source]), "mx.example", lambda login: Identity(login, login))
 
 
 class Home:
@@ -77,7 +83,7 @@ class Home:
         surroundings = Surroundings(str(self.path), "bobby", "Bobby", "mx.example")
         files = UserFiles(f"{self.path}/.tmda/config", surroundings, required=True)
         house = House("mx.example", received, LIMITS, self.pool, observer)
-        return Outbound(Identity("bobby", str(self.path)), files, house)
+        return Outbound(Owner("bobby", str(self.path)), files, house)
 
 
 @pytest.fixture
@@ -143,7 +149,7 @@ def gate(tmp_path, asked):
         asked.append(("outbound", login))
         return Taking()
 
-    return DirectGate(Chain([password_file(tmp_path)]), "mx.example", outbound_for)
+    return DirectGate(logins_of(password_file(tmp_path)), outbound_for)
 
 
 def digest_over(challenge, secret=RFC2195_SECRET):
@@ -214,7 +220,7 @@ def test_each_login_has_one_way_out_for_all_its_sessions(gate, asked):
 
     def look():
         start.wait(5)
-        found.extend(gate.outbound(login) for login in ("bobby", "tim") * 50)
+        found.extend(gate.user(login) for login in ("bobby", "tim") * 50)
 
     threads = [threading.Thread(target=look, daemon=True) for _ in range(8)]
     for thread in threads:
@@ -233,7 +239,7 @@ class Canned:
     def __init__(self, verdict):
         self.verdict = verdict
 
-    def check(self, credentials):
+    def check(self, credentials, origin):
         return self.verdict
 
 
@@ -247,7 +253,7 @@ class Canned:
 )
 def test_every_verdict_is_one_line_of_the_log(caplog, verdict, level, words):
     caplog.set_level(logging.DEBUG)
-    gate = DirectGate(Chain([Canned(verdict)]), "mx.example", lambda login: None)
+    gate = DirectGate(logins_of(Canned(verdict)), lambda login: None)
     assert gate.admit("s1", LOOPBACK).verify(Password("bobby", b"FooBar"), "PLAIN") is verdict
     (record,) = caplog.records
     assert record.levelno == level

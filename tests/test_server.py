@@ -11,7 +11,7 @@ import pytest
 from fakes import ALL_MECHANISMS, PATIENCE_SECONDS, Client, FakeGate, b64, tcp_pair, wait_for
 
 from tofmipd import server
-from tofmipd.server import Listener, ListenError, Service
+from tofmipd.server import Listener, ListenError, Service, bind
 from tofmipd.settings import Limits, Listen
 from tofmipd.smtp.envelope import Peer
 
@@ -26,7 +26,7 @@ class Daemon:
         limits = Limits(**({"failure_delay": 0, "stop_timeout": 5} | options))
         self.gate = gate or FakeGate()
         self.service = Service(self.gate, "mx.example", limits)
-        self.listener = Listener(ANY_PORT, self.service)
+        self.listener = Listener(bind(ANY_PORT), self.service)
         self.port = self.listener.port
         self.listener.start()
         self.stopped = False
@@ -211,7 +211,7 @@ def test_an_address_that_is_taken_is_named():
         port = taken.getsockname()[1]
         service = Service(FakeGate(), "mx.example", Limits())
         with pytest.raises(ListenError) as caught:
-            Listener(Listen("127.0.0.1", port), service)
+            Listener(bind(Listen("127.0.0.1", port)), service)
     assert str(caught.value) == f"cannot listen on 127.0.0.1:{port}: Address already in use"
     assert not caught.value.denied
 
@@ -219,7 +219,7 @@ def test_an_address_that_is_taken_is_named():
 @pytest.mark.parametrize("listen", [Listen("192.0.2.1", 0), Listen("2001:db8::1", 0, ipv6=True)])
 def test_an_address_that_is_not_ours_is_named(listen):
     with pytest.raises(ListenError) as caught:
-        Listener(listen, Service(FakeGate(), "mx.example", Limits()))
+        Listener(bind(listen), Service(FakeGate(), "mx.example", Limits()))
     assert str(caught.value).startswith(f"cannot listen on {listen}: ")
 
 

@@ -35,6 +35,24 @@ class Content:
         else:
             _write_all(self._file, block)
 
+    @classmethod
+    def of_file(cls, descriptor: int, size_octets: int) -> Content:
+        """The message that a file holds, whose descriptor is the content's from now on."""
+        content = cls()
+        content._file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - close() ends it
+        content.size_octets = size_octets
+        return content
+
+    def descriptor(self) -> int:
+        """Of a file that holds the octets, made if there is none; it stays the content's.
+
+        Raises OSError when there is no room.
+        """
+        if self._file is None:
+            self._file = memory_file(*self._blocks)
+            self._blocks.clear()
+        return self._file.fileno()
+
     def head(self, octets: int) -> bytes:
         """The first octets, at most as many as are asked for."""
         if self._file is not None:
@@ -60,6 +78,18 @@ class Content:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def memory_file(*blocks: bytes) -> IO[bytes]:
+    """A file without a name that holds the blocks; in memory where the system has such files."""
+    file: IO[bytes]
+    if hasattr(os, "memfd_create"):
+        file = open(os.memfd_create("message"), "w+b", buffering=0)  # noqa: SIM115 - the caller's
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller's
+    for block in blocks:
+        _write_all(file, block)
+    return file
 
 
 def _write_all(file: IO[bytes], block: bytes) -> None:

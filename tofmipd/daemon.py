@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from tofmipd import cpus
 from tofmipd import log as log_module
 from tofmipd.auth.passwordfile import PasswordFileError
 from tofmipd.dates import rfc5322_date
-from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, UNAVAILABLE, Fatal
-from tofmipd.gate import Gate
+from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, UNAVAILABLE, Fatal
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.personal import personal_gate
-from tofmipd.server import Listener, ListenError, Service
-from tofmipd.settings import Settings
+from tofmipd.server import Listener, ListenError, Service, bind, service_of
+from tofmipd.settings import GlobalMode, Scripts, Settings
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +31,27 @@ def run(
     observer: Observer | None = None,
     started: Callable[[], None] | None = None,
 ) -> int:
-    """The whole life of a personal daemon; returns its exit status.  Raises Fatal.
+    """The whole life of a daemon; returns its exit status.  Raises Fatal.
 
     Whatever can be wrong is found before the process detaches.  ``started`` is called when
-    clients can connect.
+    clients can connect to a personal daemon.
     """
     os.umask(0o077)
     set_up_log(settings)
+    check_scripts(settings.scripts)
+    if settings.global_mode is not None:
+        return run_global(settings, settings.global_mode)
     pool = Pool()
     try:
         gate = personal_gate(settings, pool, observer)
     except PasswordFileError as error:
         raise Fatal(CONFIG, str(error)) from None
-    service = new_service(settings, gate)
-    listeners = listen(settings, service)
+    service = service_of(settings, gate)
+    listeners = [Listener(sock, service) for sock in listen(settings)]
     if settings.foreground:
-        announce(listeners)
+        announce([listener.socket for listener in listeners])
     else:
-        if not log_module.reaches_somebody():
-            print("tofmipd: no syslog here, nothing is logged; see --log-file", file=sys.stderr)
+        warn_of_lost_log()
         detach()
         set_up_log(settings)
     if settings.one_cpu:
@@ -59,14 +63,64 @@ def run(
     return 0
 
 
-def new_service(settings: Settings, gate: Gate) -> Service:
-    return Service(
-        gate,
-        settings.host_name,
-        settings.limits,
-        insecure_auth=settings.insecure_auth,
-        fix_bare_newline=settings.fix_bare_newline,
+def run_global(settings: Settings, mode: GlobalMode) -> int:
+    """The life of the monitor, from which all others are forked.  Raises Fatal."""
+    # Not before it is needed: a personal daemon has no use for any of this.
+    from tofmipd.globalmode import GlobalDaemon
+    from tofmipd.privsep import linux
+    from tofmipd.privsep.accounts import service_rights
+    from tofmipd.privsep.monitor import Monitor
+
+    rights = service_rights(mode.service)
+    sockets = listen(settings)
+    background = None
+    if not settings.foreground:
+        warn_of_lost_log()
+        background = Background()
+        set_up_log(settings)
+    try:
+        signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+        linux.set_name("tofmipd-monitor")
+        daemon = GlobalDaemon(settings, mode, rights, tuple(sockets), os.getpid())
+        monitor = Monitor(daemon.plan(), signals)
+        # What is here now is never freed in a child, so that its pages stay shared.
+        gc.freeze()
+        monitor.start()
+    except Fatal as error:
+        if background is not None:
+            background.fail(error)
+        raise
+    if background is not None:
+        background.succeed()
+    else:
+        announce(sockets)
+        print(f"\tRunning as {who_runs_as_whom(mode)}", file=sys.stderr, flush=True)
+    log.info("started, pid %d; %s", os.getpid(), who_runs_as_whom(mode))
+    status = monitor.run()
+    log.info("stopped")
+    _deaf()
+    return status
+
+
+def who_runs_as_whom(mode: GlobalMode) -> str:
+    """One line for the start and for ``-V`` (feature row TO-20)."""
+    return (
+        f"monitor: root, server and auth: {mode.service},"
+        f" workers: the user who logged in (uid {mode.min_uid} or above)"
     )
+
+
+def check_scripts(scripts: Scripts) -> None:
+    """Raises Fatal for one that cannot be run."""
+    for letter, path in (("-t", scripts.throttle), ("-S", scripts.virtual_home)):
+        if path and not os.access(path, os.X_OK):
+            what = "cannot be executed (chmod 755)" if os.path.exists(path) else "is not there"
+            raise Fatal(CONFIG, f"{path} {what}; {letter} names a program")
+
+
+def warn_of_lost_log() -> None:
+    if not log_module.reaches_somebody():
+        print("tofmipd: no syslog here, nothing is logged; see --log-file", file=sys.stderr)
 
 
 def set_up_log(settings: Settings) -> None:
@@ -77,30 +131,32 @@ def set_up_log(settings: Settings) -> None:
             quiet=settings.quiet,
             foreground=settings.foreground,
             log_file=settings.log_file,
+            shared=settings.global_mode is not None,
         )
     except OSError as error:
         text = f"cannot write the log file {settings.log_file}: {error.strerror}"
         raise Fatal(CANT_CREATE, text) from None
 
 
-def listen(settings: Settings, service: Service) -> list[Listener]:
+def listen(settings: Settings) -> list[socket.socket]:
     """Bind all addresses.  Raises Fatal when one of them cannot be had."""
-    listeners: list[Listener] = []
+    sockets: list[socket.socket] = []
     for address in settings.listen:
         try:
-            listeners.append(Listener(address, service))
+            sockets.append(bind(address))
         except ListenError as error:
-            for listener in listeners:
-                listener.server_close()
+            for sock in sockets:
+                sock.close()
             status = PERMISSION if error.denied else UNAVAILABLE
             raise Fatal(status, f"{error}; choose another with {settings.port_hint}") from None
-    return listeners
+    return sockets
 
 
-def announce(listeners: list[Listener]) -> None:
+def announce(sockets: Sequence[socket.socket]) -> None:
+    """The start lines (feature row TO-18)."""
     print(f"tofmipd started at {rfc5322_date(time.time())}", file=sys.stderr)
-    for listener in listeners:
-        host, port = listener.socket.getsockname()[:2]
+    for sock in sockets:
+        host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"\tListening on {shown}:{port}", file=sys.stderr, flush=True)
 
@@ -119,7 +175,11 @@ def serve(service: Service, listeners: list[Listener]) -> None:
     if not service.stop():
         log.warning("some sessions did not end in time and are cut off")
     log.info("stopped")
-    # While the interpreter goes down a second signal would otherwise count as a failure.
+    _deaf()
+
+
+def _deaf() -> None:
+    """While the interpreter goes down a second signal would otherwise count as a failure."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -138,22 +198,56 @@ def catch_signals(*numbers: int) -> int:
 
 
 def detach() -> None:
-    """Become a daemon: two forks, a session of its own, nothing on descriptors 0 to 2.
+    """Become a daemon.  There is one thread yet.
 
-    There is one thread yet.  The parent ends with status 0, for all that can fail has been done.
+    The parent ends with status 0, for all that can fail has been done.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    if null > 2:
-        os.close(null)
-    for number in (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
-        signal.signal(number, signal.SIG_IGN)
+    Background().succeed()
+
+
+class Background:
+    """The process goes on in the background; who started it waits until it is told how that went.
+
+    Two forks, a session of its own, nothing on descriptors 0 to 2.  There is one thread yet.
+    """
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        reader, self._writer = os.pipe()
+        if os.fork():
+            os.close(self._writer)
+            _await(reader)
+        os.close(reader)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        if null > 2:
+            os.close(null)
+        for number in (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
+            signal.signal(number, signal.SIG_IGN)
+
+    def succeed(self) -> None:
+        """Let the one who waits end with status 0."""
+        os.write(self._writer, b"\0")
+        os.close(self._writer)
+
+    def fail(self, error: Fatal) -> NoReturn:
+        """Have the error told and its status given by the one who waits."""
+        os.write(self._writer, bytes([error.status]) + str(error).encode("utf-8", "replace"))
+        os._exit(error.status)
+
+
+def _await(reader: int) -> NoReturn:
+    """Wait for the word of the process in the background, and end as it says."""
+    with open(reader, "rb") as pipe:
+        word = pipe.read()
+    status = word[0] if word else SOFTWARE
+    if status:
+        text = word[1:].decode("utf-8", "replace") or "internal error at the start"
+        print(f"tofmipd: {text}", file=sys.stderr, flush=True)
+    os._exit(status)

@@ -32,6 +32,10 @@ class Pass(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """The session has ended."""
+        ...
+
 
 class Gate(Protocol):
     """Where sessions get their passes.  Called from many threads at once."""

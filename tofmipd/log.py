@@ -13,20 +13,67 @@ _SYSLOG_SOCKET = "/dev/log"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-class _OneLine(logging.Formatter):
+class OneLine(logging.Formatter):
     """No record takes more than one line, a traceback included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).replace("\n", "\\n")
 
 
-def set_up(*, debug: bool, log: bool, quiet: bool, foreground: bool, log_file: str) -> None:
+class SharedFile(logging.Handler):
+    """A log file of several processes, most of which could not open it themselves.
+
+    All of them append to one open file; a line is one write.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self.descriptor = _open(path)
+
+    def reopen(self) -> None:
+        """Begin a new file where the old one has been moved away.  Raises OSError."""
+        self.take(_open(self._path))
+
+    def take(self, descriptor: int) -> None:
+        """Write to this open file from now on."""
+        os.dup2(descriptor, self.descriptor, inheritable=False)
+        os.close(descriptor)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            os.write(self.descriptor, line.encode("utf-8", "backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+        super().close()
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def set_up(
+    *,
+    debug: bool,
+    log: bool,
+    quiet: bool,
+    foreground: bool,
+    log_file: str,
+    shared: bool = False,
+) -> None:
     """Send log lines to a file, to standard error, or in the background to syslog (mail).
 
-    ``quiet`` leaves warnings and errors.  Raises OSError when the file cannot be written.
+    ``quiet`` leaves warnings and errors; ``shared``: several processes will log.  Raises OSError
+    when the file cannot be written.
     """
     handler: logging.Handler
-    if log_file:
+    if log_file and shared:
+        handler = SharedFile(log_file)
+    elif log_file:
         handler = logging.handlers.WatchedFileHandler(log_file)
     elif foreground:
         handler = logging.StreamHandler(sys.stderr)
@@ -39,11 +86,11 @@ def set_up(*, debug: bool, log: bool, quiet: bool, foreground: bool, log_file: s
         handler = logging.NullHandler()
     # Syslog has date and severity of its own.
     syslog = isinstance(handler, logging.handlers.SysLogHandler)
-    handler.setFormatter(_OneLine("%(message)s" if syslog else _FORMAT))
+    handler.setFormatter(OneLine("%(message)s" if syslog else _FORMAT))
     # What nobody prints needs not be looked up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger("tofmipd")
-    root.handlers[:] = [handler]
+    replace_handler(handler)
     root.propagate = False
     level = logging.WARNING if quiet else logging.INFO
     root.setLevel(logging.DEBUG if debug or log else level)
@@ -55,3 +102,29 @@ def reaches_somebody() -> bool:
     """Whether a line that is logged in the background is kept anywhere."""
     handlers = logging.getLogger("tofmipd").handlers
     return not all(isinstance(handler, logging.NullHandler) for handler in handlers)
+
+
+def replace_handler(handler: logging.Handler) -> None:
+    """Have all lines go there, and close what they went to."""
+    root = logging.getLogger("tofmipd")
+    before, root.handlers[:] = root.handlers[:], [handler]
+    for old in before:
+        old.close()
+
+
+def shared_file() -> SharedFile | None:
+    """The handler of a shared log file, if there is one."""
+    handlers = logging.getLogger("tofmipd").handlers
+    return next((handler for handler in handlers if isinstance(handler, SharedFile)), None)
+
+
+def descriptors() -> list[int]:
+    """What log lines are written to, besides standard error."""
+    found = []
+    for handler in logging.getLogger("tofmipd").handlers:
+        if isinstance(handler, SharedFile):
+            found.append(handler.descriptor)
+        elif isinstance(handler, logging.handlers.SysLogHandler):
+            # The class makes it, though its type does not say so.
+            found.append(handler.__dict__["socket"].fileno())
+    return found

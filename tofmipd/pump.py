@@ -79,6 +79,7 @@ class Pump:
             linger = self._last_words(replies.INTERNAL_ERROR)
         finally:
             self._content.close()
+            self._pass.close()
             self._wire.close(linger=linger)
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tofmipd.gate import Gate
 from tofmipd.pump import Pump
-from tofmipd.settings import Limits, Listen
+from tofmipd.settings import Limits, Listen, Settings
 from tofmipd.smtp.envelope import Peer
 from tofmipd.smtp.sasl import MECHANISMS
 from tofmipd.smtp.session import Policy, Session
@@ -133,35 +133,56 @@ class Service:
             return not self._pumps
 
 
-class Listener(socketserver.ThreadingTCPServer):
-    """Accepts on one address and starts a thread for each client."""
+def service_of(settings: Settings, gate: Gate) -> Service:
+    return Service(
+        gate,
+        settings.host_name,
+        settings.limits,
+        insecure_auth=settings.insecure_auth,
+        fix_bare_newline=settings.fix_bare_newline,
+    )
 
-    allow_reuse_address = True
+
+def bind(listen: Listen) -> socket.socket:
+    """Listen on an address.  Raises ListenError."""
+    family = socket.AF_INET6 if listen.ipv6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listen.ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((listen.host, listen.port))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        denied = isinstance(error, PermissionError)
+        raise ListenError(f"cannot listen on {listen}: {reason}", denied=denied) from None
+    # A client may be gone again between select and accept.
+    sock.setblocking(False)
+    return sock
+
+
+class Listener(socketserver.ThreadingTCPServer):
+    """Accepts on a listening socket and starts a thread for each client."""
+
     daemon_threads = True
     block_on_close = False
-    request_queue_size = _BACKLOG
 
-    def __init__(self, listen: Listen, service: Service) -> None:
-        self.address_family = socket.AF_INET6 if listen.ipv6 else socket.AF_INET
+    def __init__(self, sock: socket.socket, service: Service) -> None:
+        self.address_family = sock.family
         self._service = service
-        try:
-            super().__init__((listen.host, listen.port), socketserver.BaseRequestHandler)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            denied = isinstance(error, PermissionError)
-            raise ListenError(f"cannot listen on {listen}: {reason}", denied=denied) from None
-        # A client may be gone again between select and accept.
-        self.socket.setblocking(False)
+        address = sock.getsockname()
+        super().__init__(address, socketserver.BaseRequestHandler, bind_and_activate=False)
+        # The one that the base class has made for itself.
+        self.socket.close()
+        self.socket = sock
+        self.server_address = address
 
     @property
     def port(self) -> int:
         """The port in use, also when port 0 was asked for."""
         return int(self.socket.getsockname()[1])
-
-    def server_bind(self) -> None:
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        super().server_bind()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept only when there is room: further clients wait in the backlog."""
@@ -182,7 +203,7 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         try:
-            self._service.serve(request, _peer(client_address))
+            self._service.serve(request, _peer(client_address, request.getsockname()))
         finally:
             self._service.give_slot()
 
@@ -206,7 +227,7 @@ class Listener(socketserver.ThreadingTCPServer):
         ).start()
 
 
-def _peer(address: Any) -> Peer:
-    host = str(address[0]).partition("%")[0]
+def _peer(address: Any, local: Any) -> Peer:
+    host, own = str(address[0]).partition("%")[0], str(local[0]).partition("%")[0]
     plain = host.removeprefix("::ffff:")
-    return Peer(host, int(address[1]), plain.startswith("127.") or host == "::1")
+    return Peer(host, int(address[1]), plain.startswith("127.") or host == "::1", own)

@@ -20,6 +20,13 @@ class Listen(NamedTuple):
         return f"{host}:{self.port}"
 
 
+class SourceSpec(NamedTuple):
+    """A source as it was asked for; ``kind`` is "file" or "remote"."""
+
+    kind: str
+    argument: str
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of a session; times in seconds, sizes in octets (design, section 6)."""
@@ -48,6 +55,45 @@ class NextHopLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramLimits:
+    """How long what others provide may take, in seconds: a source of logins, a script."""
+
+    source_timeout: float = 10
+    script_timeout: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalMode:
+    """What only a daemon that root starts for all users needs.
+
+    ``service`` is the account of server and auth.  No worker runs as an account with a uid below
+    ``min_uid``; there are at most ``max_workers``, and one leaves after ``worker_idle`` seconds
+    without a message.
+    """
+
+    service: str = "tofmipd"
+    min_uid: int = 1000
+    max_workers: int = 200
+    worker_idle: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """Programs of the administrator, "" for none.
+
+    ``throttle`` is asked before each message, ``virtual_home`` for the home of a virtual user,
+    whose domain belongs to an account by the file ``virtual_domains``.  ``pass_through`` is the
+    sendmail program for users without a configuration.  ``search_path`` is their PATH.
+    """
+
+    throttle: str = ""
+    virtual_home: str = ""
+    virtual_domains: str = "/var/qmail/control/virtualdomains"
+    pass_through: str = ""
+    search_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
     """Who runs a personal daemon."""
 
@@ -59,15 +105,25 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of it; a function gets the part that it uses."""
+    """All of it; a function gets the part that it uses.
+
+    ``global_mode`` is None for a personal daemon.  ``user_config`` and ``user_filter`` replace a
+    person's own configuration and filter, "" for none.
+    """
 
     person: Person
     listen: tuple[Listen, ...] = (Listen("localhost", DEFAULT_PORT),)
     # How the person chooses another port, for the message that one is taken.
     port_hint: str = "-p HOST:PORT"
+    global_mode: GlobalMode | None = None
     authfile: str = ""
+    sources: tuple[SourceSpec, ...] = ()
+    ipauthmap: str = "/etc/ipauthmap"
     configdir: str = ""
     site_config: str = "/etc/tmdarc"
+    user_config: str = ""
+    user_filter: str = ""
+    scripts: Scripts = field(default_factory=Scripts)
     host_name: str = "localhost"
     foreground: bool = False
     debug: bool = False
@@ -80,3 +136,9 @@ class Settings:
     received: str = "full"
     limits: Limits = field(default_factory=Limits)
     next_hop: NextHopLimits = field(default_factory=NextHopLimits)
+    programs: ProgramLimits = field(default_factory=ProgramLimits)
+
+    @property
+    def all_sources(self) -> tuple[SourceSpec, ...]:
+        """Those that were asked for, else the password file."""
+        return self.sources or (SourceSpec("file", self.authfile),)

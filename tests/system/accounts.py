@@ -36,22 +36,27 @@ def new_account(name: str) -> Iterator[Account]:
     with tempfile.TemporaryDirectory(prefix="tofmipd-account-") as directory:
         # The account cannot look into the directories of whoever runs the tests.
         os.chmod(directory, 0o755)
-        library = Path(shutil.copytree(_PACKAGE, f"{directory}/lib/tofmipd"))
-        for path in [library.parent, library, *library.rglob("*")]:
-            path.chmod(0o755)
+        variables = copy_of_program(Path(directory, "lib"))
         home = f"{directory}/home"
         add = ["useradd", "--user-group", "--create-home", "--home-dir", home]
         subprocess.run([*add, "--comment", "Test Person,,,", name], check=True)
         try:
             uid = pwd.getpwnam(name).pw_uid
-            program = (_python(uid), "-m", "tofmipd")
-            variables = {"PYTHONPATH": f"{directory}/lib", "PYTHONDONTWRITEBYTECODE": "1"}
+            program = (python_for(uid), "-m", "tofmipd")
             yield Account(name, uid, Home(Path(home)), program, variables)
         finally:
             subprocess.run(["userdel", name], check=True)
 
 
-def _python(uid: int) -> str:
+def copy_of_program(library: Path) -> dict[str, str]:
+    """Copy the package where every account can read it; the variables that make it be found."""
+    package = Path(shutil.copytree(_PACKAGE, library / "tofmipd"))
+    for path in [library, package, *package.rglob("*")]:
+        path.chmod(0o755)
+    return {"PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def python_for(uid: int) -> str:
     """An interpreter that the account can run; that of a virtual environment may be hidden."""
     for path in (sys.executable, "/usr/bin/python3"):
         with contextlib.suppress(PermissionError):

@@ -134,9 +134,9 @@ class Dialogue:
         self.send(octets + b"\r\n")
         return self.reply()
 
-    def log_in(self) -> None:
+    def log_in(self, login: str = LOGIN, password: str = PASSWORD) -> None:
         assert self.say("EHLO client.example").startswith("250")
-        assert self.say(f"AUTH PLAIN {plain()}").startswith("235")
+        assert self.say(f"AUTH PLAIN {plain(login, password)}").startswith("235")
 
     def envelope(self, *recipients: str, sender: str = ADDRESS) -> None:
         """MAIL and RCPT, all of which must be accepted."""
@@ -163,17 +163,24 @@ def dialogue(port: int, host: str = HOST, *, greeted: bool = True) -> Iterator[D
 
 
 @contextlib.contextmanager
-def logged_in(port: int) -> Iterator[Dialogue]:
+def logged_in(port: int, login: str = LOGIN, password: str = PASSWORD) -> Iterator[Dialogue]:
     """A session that has logged in."""
     with dialogue(port) as talk:
-        talk.log_in()
+        talk.log_in(login, password)
         yield talk
 
 
-def submit(port: int, *recipients: str, message: bytes | None = None, sender: str = ADDRESS) -> str:
+def submit(
+    port: int,
+    *recipients: str,
+    message: bytes | None = None,
+    sender: str = ADDRESS,
+    login: str = LOGIN,
+    password: str = PASSWORD,
+) -> str:
     """Send a message in wire form without its final dot, in a session of its own; the reply."""
     octets = b"From: Bobby <%s>\r\nSubject: hello\r\n\r\nhello\r\n" % sender.encode()
-    with logged_in(port) as talk:
+    with logged_in(port, login, password) as talk:
         talk.envelope(*recipients, sender=sender)
         return talk.data((octets if message is None else message) + b".\r\n")
 

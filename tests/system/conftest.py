@@ -12,6 +12,7 @@ from clients import submit
 from hops import RawHop, Sendmail, SmtpSink, Stored, make_sendmail, raw_hop, smtp_sink
 from postfix import Postfix, running_postfix
 from running import Daemon, Home, make_home, to_smtp, tofmipd
+from village import Village, new_village
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,31 @@ def sink(tmp_path: Path) -> Iterator[SmtpSink]:
 @pytest.fixture
 def sendmail(tmp_path: Path) -> Sendmail:
     return make_sendmail(tmp_path / "program")
+
+
+@pytest.fixture(scope="session")
+def village_once() -> Iterator[Village]:
+    with new_village() as made:
+        yield made
+
+
+@pytest.fixture
+def village(village_once: Village, village_hop: RawHop) -> Village:
+    """Three people whose next hop is ``village_hop``.  Tests that use it bear the mark root."""
+    village_once.reset(village_hop.port)
+    return village_once
+
+
+@pytest.fixture(scope="session")
+def village_hop_once() -> Iterator[RawHop]:
+    with raw_hop() as hop:
+        yield hop
+
+
+@pytest.fixture
+def village_hop(village_hop_once: RawHop) -> RawHop:
+    village_hop_once.reset()
+    return village_hop_once
 
 
 @dataclass(frozen=True)

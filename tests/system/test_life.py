@@ -242,7 +242,8 @@ def test_an_ordinary_account_may_have_neither_a_low_port_nor_another_user(accoun
     expected = f"cannot listen on {place}: Permission denied; choose another with -p HOST:PORT"
     assert result.stderr == f"tofmipd: {expected}\n"
     result = run("-f", "-u", "root", home=account.home, **mine)
-    assert result.returncode == os.EX_UNAVAILABLE
+    assert result.returncode == os.EX_NOPERM
+    assert result.stderr == "tofmipd: only root can run as -u root; start as root\n"
     path = account.home.tmda / "tofmipd"
     path.chmod(0)
     result = run("-f", home=account.home, **mine)

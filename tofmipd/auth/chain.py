@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tofmipd.auth.credentials import Credentials, Password, Source, Verdict, is_login_name
+from tofmipd.auth.credentials import (
+    NOWHERE,
+    Credentials,
+    Origin,
+    Password,
+    Source,
+    Verdict,
+    is_login_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Chain:
         """Those that every source can serve."""
         return frozenset.intersection(*(source.mechanisms for source in self._sources))
 
-    def check(self, credentials: Credentials) -> Outcome:
+    def check(self, credentials: Credentials, origin: Origin = NOWHERE) -> Outcome:
         """Ask the sources.  Nobody is asked about a bad name or an empty password, which some
         servers would accept (RFC 4513 section 5.1.2)."""
         if not is_login_name(credentials.user):
@@ -36,7 +44,7 @@ class Chain:
             return Outcome(Verdict.REJECTED, "none")
         outcome = Outcome(Verdict.REJECTED, "none")
         for source in self._sources:
-            verdict = source.check(credentials)
+            verdict = source.check(credentials, origin)
             if verdict is Verdict.ACCEPTED:
                 return Outcome(verdict, source.name)
             if outcome.verdict is not Verdict.UNAVAILABLE:

@@ -34,6 +34,17 @@ class CramMd5:
 Credentials = Password | CramMd5
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a login comes from: both ends of the client's connection, "" where not known."""
+
+    address: str = ""
+    local_address: str = ""
+
+
+NOWHERE = Origin()
+
+
 class Verdict(enum.Enum):
     """A source's answer.  UNAVAILABLE means that it could not tell."""
 
@@ -55,7 +66,7 @@ class Source(Protocol):
     @property
     def mechanisms(self) -> frozenset[str]: ...
 
-    def check(self, credentials: Credentials) -> Verdict: ...
+    def check(self, credentials: Credentials, origin: Origin) -> Verdict: ...
 
 
 def is_login_name(user: str) -> bool:

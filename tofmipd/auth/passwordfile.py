@@ -9,13 +9,22 @@ import os
 import secrets
 import stat
 import threading
+from collections.abc import Callable
 
-from tofmipd.auth.credentials import Credentials, Password, Verdict
+from tofmipd.auth.credentials import NOWHERE, Credentials, Origin, Password, Verdict
 
 log = logging.getLogger(__name__)
 
 _MODES = (0o400, 0o600)
 _LIMIT_OCTETS = 64 << 20
+
+
+Opener = Callable[[str, int], int]
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for open(); a pipe of that name would otherwise hold everything up."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class PasswordFileError(Exception):
@@ -27,22 +36,23 @@ class PasswordFile:
 
     Raises PasswordFileError when made.  The file is read again when it has changed; if it is
     wrong then, the old content stays in force and the log says why.  ``owner`` is the uid that
-    the file must belong to.
+    the file must belong to; ``opener`` is as for open(), if this process may not read the file.
     """
 
     name = "file"
     mechanisms = frozenset({"PLAIN", "LOGIN", "CRAM-MD5"})
 
-    def __init__(self, path: str, owner: int) -> None:
+    def __init__(self, path: str, owner: int, opener: Opener = without_waiting) -> None:
         self._path = path
         self._owner = owner
+        self._opener = opener
         self._lock = threading.Lock()
         # What an unknown user is compared with, so that the answer takes the same time.
         self._nobody = secrets.token_bytes(16)
         self._stamp = self._look()
-        self._passwords = read_passwords(path, owner)
+        self._passwords = read_passwords(path, owner, opener)
 
-    def check(self, credentials: Credentials) -> Verdict:
+    def check(self, credentials: Credentials, origin: Origin = NOWHERE) -> Verdict:
         password = self._current().get(credentials.user)
         known = bool(password)
         password = password or self._nobody
@@ -76,17 +86,17 @@ class PasswordFile:
             if stamp != self._stamp:
                 self._stamp = stamp
                 try:
-                    self._passwords = read_passwords(self._path, self._owner)
+                    self._passwords = read_passwords(self._path, self._owner, self._opener)
                     log.info("password file %s read again", self._path)
                 except PasswordFileError as error:
                     log.error("password file unchanged in memory: %s", error)
             return self._passwords
 
 
-def read_passwords(path: str, owner: int) -> dict[str, bytes]:
+def read_passwords(path: str, owner: int, opener: Opener = without_waiting) -> dict[str, bytes]:
     """User names in lower case and their passwords.  Raises PasswordFileError."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=opener) as file:
             _check_status(path, os.fstat(file.fileno()), owner)
             text = file.read(_LIMIT_OCTETS)
     except FileNotFoundError:
@@ -99,11 +109,6 @@ def read_passwords(path: str, owner: int) -> dict[str, bytes]:
             f" (chown {owner} {path}; chmod 600 {path})"
         ) from None
     return _parse(path, text)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """A pipe of that name would otherwise hold everything up."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_status(path: str, status: os.stat_result, owner: int) -> None:

@@ -23,7 +23,7 @@ from tofmipd.commands.setup import Plan, client_lines, write_all
 from tofmipd.content import Content, as_local_text
 from tofmipd.daemon import run
 from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
-from tofmipd.server import Listener, Service
+from tofmipd.server import Listener, Service, bind
 from tofmipd.settings import DEFAULT_PORT, Limits, Listen, Person, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -79,6 +79,9 @@ class Maildir:
             return replies.NO_ROOM
         return Reply(250, "0.0", (f"Ok: stored as new/{name}",))
 
+    def close(self) -> None:
+        """Nothing is kept for a session."""
+
 
 def main(arguments: list[str]) -> int:
     """Prepare the folder, start receiver and daemon, say how to send; ends with Ctrl-C."""
@@ -115,7 +118,7 @@ def main(arguments: list[str]) -> int:
 
 def _start_receiver(maildir: Maildir) -> Listener:
     service = Service(maildir, "demo.example", Limits(), needs_login=False)
-    listener = Listener(Listen(_HOST, 0), service)
+    listener = Listener(bind(Listen(_HOST, 0)), service)
     listener.start()
     return listener
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from tofmipd import cpus
+from tofmipd import programs
 from tofmipd.content import as_local_text
 from tofmipd.handoff.copy import Copy, HandOffFailed
 from tofmipd.smtp.reply import Reply, printable
@@ -23,7 +18,6 @@ PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 # 126 and 127 are a shell's words for a program that it could not run.
 _TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL, 126, 127})
 _STATUS = {os.EX_NOUSER: "1.1", os.EX_NOHOST: "1.2", os.EX_DATAERR: "6.0", os.EX_NOPERM: "7.1"}
-_OUTPUT_LIMIT_OCTETS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +59,19 @@ class SendmailTransport:
     def _run(self, arguments: list[str], message: IO[bytes]) -> tuple[int, bytes]:
         """The exit status and the beginning of what the program wrote."""
         try:
-            with cpus.all_of_them():
-                process = subprocess.Popen(
-                    arguments,
-                    stdin=message,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.directory,
-                    env=dict(self.environment),
-                    start_new_session=True,
-                )
+            outcome = programs.run(
+                arguments,
+                self.environment,
+                self.timeout,
+                stdin=message,
+                directory=self.directory,
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise _temporary("3.5", f"{self.program} cannot be run: {reason}") from error
-        with process:
-            ended, output = _listen(process, self.timeout)
-            if not ended:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-        if not ended:
+        if outcome.status is None:
             raise _temporary("3.0", f"{self.program} did not end within {self.timeout:g} s")
-        return process.returncode, output
+        return outcome.status, outcome.output
 
     def _judge(self, status: int, output: bytes) -> None:
         if status == 0:
@@ -98,33 +84,6 @@ class SendmailTransport:
             raise _temporary("3.0", f"{name} cannot take the message now (status {status})", said)
         text = f"{name} refuses the message (status {status})"
         raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)), said)
-
-
-def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, bytes]:
-    """Wait for the end of a process and read what it writes, which is dropped beyond a limit.
-
-    Whether it ended in time, and the text.  Its children may go on, and keep the pipe open.
-    """
-    assert process.stdout is not None
-    pipe = process.stdout.fileno()
-    os.set_blocking(pipe, False)
-    output = b""
-    deadline = time.monotonic() + timeout
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    with open(os.pidfd_open(process.pid), "rb", buffering=0) as end:
-        poll.register(end, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0:
-            ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
-            if pipe in ready:
-                with contextlib.suppress(BlockingIOError):
-                    octets = os.read(pipe, 65536)
-                    output = (output + octets)[:_OUTPUT_LIMIT_OCTETS]
-                    if not octets:
-                        poll.unregister(pipe)
-            elif end.fileno() in ready:
-                return True, output
-    return False, output
 
 
 def _temporary(detail: str, text: str, said: str = "") -> HandOffFailed:

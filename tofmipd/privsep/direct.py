@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import secrets
 import threading
-import time
 from collections.abc import Callable
 
-from tofmipd.auth.chain import Chain
-from tofmipd.auth.credentials import CramMd5, Credentials, Verdict
+from tofmipd.auth.credentials import CramMd5, Credentials, Origin, Verdict
 from tofmipd.content import Content
-from tofmipd.privsep.outbound import Outbound
+from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.throttle import Throttle
+from tofmipd.privsep.users import Submits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
-
-log = logging.getLogger(__name__)
 
 
 class DirectGate:
     """Sources and tagging in the session's own thread.
 
-    ``outbound_for`` makes the way out of a login name; it is asked once for each.
+    ``user_of`` makes what deals with the messages of a login name; it is asked once for each.
     """
 
     def __init__(
-        self, chain: Chain, host_name: str, outbound_for: Callable[[str], Outbound]
+        self,
+        logins: Logins,
+        user_of: Callable[[str], Submits],
+        throttle: Throttle | None = None,
     ) -> None:
-        self.mechanisms = chain.mechanisms
-        self.chain = chain
-        self.host_name = host_name
-        self._outbound_for = outbound_for
+        self.mechanisms = logins.mechanisms
+        self.logins = logins
+        self.throttle = throttle
+        self._user_of = user_of
         self._lock = threading.Lock()
-        self._outbounds: dict[str, Outbound] = {}
+        self._users: dict[str, Submits] = {}
 
     def admit(self, session_id: str, peer: Peer) -> DirectPass:
         return DirectPass(self, session_id, peer)
 
-    def outbound(self, login: str) -> Outbound:
+    def user(self, login: str) -> Submits:
         with self._lock:
-            if login not in self._outbounds:
-                self._outbounds[login] = self._outbound_for(login)
-            return self._outbounds[login]
+            if login not in self._users:
+                self._users[login] = self._user_of(login)
+            return self._users[login]
 
 
 class DirectPass:
@@ -52,14 +51,12 @@ class DirectPass:
     def __init__(self, gate: DirectGate, session_id: str, peer: Peer) -> None:
         self._gate = gate
         self._id = session_id
-        self._peer = peer
+        self._origin = Origin(peer.address, peer.local_address)
         self._challenge = b""
         self._login = ""
 
     def challenge(self) -> bytes:
-        """``<RANDOM.SECONDS@HOST>``, as RFC 2195 has it."""
-        text = f"<{secrets.token_hex(16)}.{int(time.time())}@{self._gate.host_name}>"
-        self._challenge = text.encode()
+        self._challenge = self._gate.logins.challenge()
         return self._challenge
 
     def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
@@ -68,23 +65,19 @@ class DirectPass:
             if not challenge:
                 return Verdict.REJECTED
             credentials = dataclasses.replace(credentials, challenge=challenge)
-        outcome = self._gate.chain.check(credentials)
-        level = logging.WARNING if outcome.verdict is Verdict.UNAVAILABLE else logging.INFO
-        log.log(
-            level,
-            "s=%s auth %s user=%r ip=%s mechanism=%s source=%s",
-            self._id,
-            outcome.verdict.value,
-            credentials.user,
-            self._peer,
-            mechanism,
-            outcome.source,
-        )
-        if outcome.verdict is Verdict.ACCEPTED:
+        verdict, _ = self._gate.logins.judge(self._id, mechanism, credentials, self._origin)
+        if verdict is Verdict.ACCEPTED:
             self._login = credentials.user
-        return outcome.verdict
+        return verdict
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
             return replies.AUTH_REQUIRED
-        return self._gate.outbound(self._login).submit(envelope, content, self._id)
+        if self._gate.throttle is not None:
+            refusal = self._gate.throttle.refusal(self._login, self._id)
+            if refusal is not None:
+                return refusal
+        return self._gate.user(self._login).submit(envelope, content, self._id)
+
+    def close(self) -> None:
+        """Nothing is kept for a session."""

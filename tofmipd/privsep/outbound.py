@@ -21,6 +21,7 @@ from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.sendmail import PROGRAMS, SendmailTransport
 from tofmipd.handoff.smtp import Pool, SmtpTransport
+from tofmipd.programs import PATH
 from tofmipd.settings import NextHopLimits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
@@ -40,7 +41,6 @@ HEADER_LIMIT_OCTETS = 1 << 20
 # RFC 5321 section 6.3 wants at least 100.
 HOP_LIMIT = 100
 _AGENT = f"tofmipd/{__version__}".encode()
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
 
 # What a next hop's reply begins with and ours has already.
@@ -54,8 +54,8 @@ Observer = Callable[[str, tuple[Report, ...], str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Whom a login stands for.  ``home`` is where ``~`` leads."""
+class Owner:
+    """Whose files are used.  ``home`` is where ``~`` leads."""
 
     login: str
     home: str
@@ -63,30 +63,39 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What is the same for all users of a process."""
+    """What is the same for all users of a process.
+
+    ``pass_through`` is a sendmail program for users without a configuration, "" for none.
+    """
 
     host_name: str
     received: str
     limits: NextHopLimits
     pool: Pool
     observer: Observer | None = None
+    pass_through: str = ""
 
 
 class Outbound:
     """Takes messages of one user and hands them over, tagged.  Safe for threads."""
 
-    def __init__(self, identity: Identity, files: UserFiles, house: House) -> None:
-        self._identity = identity
+    def __init__(self, owner: Owner, files: UserFiles, house: House) -> None:
+        self._owner = owner
         self._files = files
         self._house = house
         self._numbers = itertools.count(secrets.randbits(20))
         self._warned: tuple[str, ...] = ()
-        self._chosen: tuple[Config, Transport] | None = None
+        self._chosen: tuple[Config, str, Transport] | None = None
 
     def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
         """Tag and hand over; the reply is for the client.  Raises nothing that is not a bug."""
         try:
-            profile = self._files.profile()
+            try:
+                profile = self._files.profile()
+            except MissingConfig:
+                if not self._house.pass_through:
+                    raise
+                return self._pass_through(envelope, content, session_id)
             self._warn_of_unused(profile.config)
             fields, body_start = parsed_header(content)
             if body_start > HEADER_LIMIT_OCTETS:
@@ -101,7 +110,7 @@ class Outbound:
             return _NO_CONFIG
         except UserFileError as error:
             log.error("s=%s deferred: %s", session_id, error)
-            brief = error.brief(os.path.join(self._identity.home, ".tmda"))
+            brief = error.brief(os.path.join(self._owner.home, ".tmda"))
             return Reply(451, "3.5", (printable(f"Error in your TMDA files: {brief}", 180),))
 
     def _warn_of_unused(self, config: Config) -> None:
@@ -132,7 +141,7 @@ class Outbound:
         profile: Profile,
         session_id: str,
     ) -> Reply:
-        transport = self._transport(profile.config)
+        transport = self._transport(profile.config, envelope.peer.local_address)
         copies = [
             Copy(t.sender, t.recipients, t.header, content, body_start, envelope.eight_bit)
             for t in tagged
@@ -176,13 +185,40 @@ class Outbound:
         if self._house.observer is not None:
             self._house.observer(sender, tagged.reports, said)
 
-    def _transport(self, config: Config) -> Transport:
+    def _pass_through(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
+        """Hand the message over as it came (feature row TO-80)."""
+        transport = SendmailTransport(
+            self._house.pass_through,
+            null_sender="<>",
+            environment=self._environment(envelope.peer.local_address),
+            timeout=self._house.limits.dot_timeout,
+        )
+        recipients = tuple(recipient.encode() for recipient in envelope.recipients)
+        copy = Copy(envelope.sender.encode(), recipients, b"", content)
+        try:
+            said = transport.send(copy)
+        except HandOffFailed as error:
+            log.warning("s=%s hand-off to %s failed: %s", session_id, transport, error)
+            return error.reply
+        log.info(
+            "s=%s passed through to=%r sender=%r by=%s",
+            session_id,
+            envelope.recipients,
+            envelope.sender,
+            transport,
+        )
+        return Reply(250, "0.0", (f"Ok: {printable(said)}",))
+
+    def _transport(self, config: Config, local_address: str) -> Transport:
         """The one that the configuration asks for; made anew when the configuration is."""
         chosen = self._chosen
-        if chosen is None or chosen[0] is not config:
-            make = self._smtp if config.mail_transport == "smtp" else self._sendmail
-            chosen = self._chosen = (config, make(config))
-        return chosen[1]
+        if chosen is None or chosen[0] is not config or chosen[1] != local_address:
+            if config.mail_transport == "smtp":
+                transport: Transport = self._smtp(config)
+            else:
+                transport = self._sendmail(config, local_address)
+            chosen = self._chosen = (config, local_address, transport)
+        return chosen[2]
 
     def _smtp(self, config: Config) -> Transport:
         host, port = split_smtphost(config.smtphost)
@@ -204,23 +240,28 @@ class Outbound:
         )
         return SmtpTransport(hop, self._house.pool)
 
-    def _sendmail(self, config: Config) -> Transport:
+    def _sendmail(self, config: Config, local_address: str) -> Transport:
         program = config.sendmail_program
         if not program:
             program = next((path for path in PROGRAMS if os.path.exists(path)), PROGRAMS[0])
-        login = self._identity.login
         return SendmailTransport(
             program,
             null_sender="" if config.mail_transfer_agent in ("postfix", "qmail") else "<>",
-            environment={
-                "PATH": _PATH,
-                "HOME": self._identity.home,
-                "LOGIN": login,
-                "LOGNAME": login,
-                "USER": login,
-            },
+            environment=self._environment(local_address),
             timeout=self._house.limits.dot_timeout,
         )
+
+    def _environment(self, local_address: str) -> dict[str, str]:
+        """Of programs that run for this user (feature row TO-87)."""
+        login = self._owner.login
+        variables = {
+            "PATH": PATH,
+            "HOME": self._owner.home,
+            "LOGIN": login,
+            "LOGNAME": login,
+            "USER": login,
+        }
+        return variables | ({"TCPLOCALIP": local_address} if local_address else {})
 
 
 def parsed_header(content: Content) -> tuple[list[Field], int]:

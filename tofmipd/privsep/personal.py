@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from tofmipd.auth.chain import Chain
-from tofmipd.auth.passwordfile import PasswordFile
+from tofmipd.auth.passwordfile import without_waiting
+from tofmipd.auth.sources import chain_of
 from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep.accounts import NoAccount
 from tofmipd.privsep.direct import DirectGate
-from tofmipd.privsep.outbound import House, Identity, Observer, Outbound
+from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.outbound import Observer
+from tofmipd.privsep.throttle import Throttle
+from tofmipd.privsep.users import User, house, user_of
 from tofmipd.settings import Settings
-from tofmipd.tmda.config import Surroundings
-from tofmipd.tmda.userfiles import UserFiles
 
 
 def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = None) -> DirectGate:
     """All logins stand for the person who runs the process.
 
-    With a configuration directory each login has a configuration of its own there; everything
-    else, the person's home included, stays.  Raises PasswordFileError.
+    With a configuration directory each login has a configuration of its own there; with a script
+    for virtual users each has a home of its own.  Raises PasswordFileError.
     """
     person = settings.person
-    chain = Chain([PasswordFile(settings.authfile, person.uid)])
-    house = House(settings.host_name, settings.received, settings.next_hop, pool, observer)
-
-    def outbound_for(login: str) -> Outbound:
-        path = f"{settings.configdir}/{login}/config" if settings.configdir else ""
-        files = UserFiles(
-            path,
-            surroundings(settings, login),
-            site_path=settings.site_config or None,
-            required=True,
-        )
-        return Outbound(Identity(login, person.home), files, house)
-
-    return DirectGate(chain, settings.host_name, outbound_for)
+    chain = chain_of(settings, person.uid, without_waiting)
+    place = house(settings, pool, observer)
+    logins = Logins(chain, settings.host_name, lambda login: _identity(settings, login))
+    return DirectGate(
+        logins,
+        lambda login: user_of(
+            settings, place, User(login, person.home, person.full_name), form="literal"
+        ),
+        throttle_of(settings),
+    )
 
 
-def surroundings(settings: Settings, login: str) -> Surroundings:
-    person = settings.person
-    return Surroundings(person.home, login, person.full_name, settings.host_name)
+def _identity(settings: Settings, login: str) -> Identity:
+    user, at, domain = login.partition("@")
+    if settings.scripts.virtual_home and not (user and at and domain):
+        raise NoAccount(f"{login!r} is not USER@DOMAIN")
+    return Identity(settings.person.name, login)
+
+
+def throttle_of(settings: Settings) -> Throttle | None:
+    scripts = settings.scripts
+    if not scripts.throttle:
+        return None
+    return Throttle(scripts.throttle, scripts.search_path, settings.programs.script_timeout)

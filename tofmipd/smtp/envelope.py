@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The other end of the connection; addresses without brackets, "" where not known."""
+    """The other end of the connection, and the address at this end that the client chose.
+
+    Addresses are without brackets, "" where not known.
+    """
 
     address: str = ""
     port: int = 0
     loopback: bool = False
+    local_address: str = ""
 
     def __str__(self) -> str:
         return self.address or "unknown"

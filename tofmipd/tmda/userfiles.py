@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from tofmipd.tmda import readers
@@ -35,7 +38,9 @@ class UserFiles:
     ``form`` says how the user's file is read: "python" executes it, which only a process that
     runs as that user may do; "literal" executes nothing (and ignores the site file's wish).
     ``required``: a missing configuration file is a MissingConfig instead of all defaults.
-    Without ``with_filter`` the filter is not read and counts as empty.
+    Without ``with_filter`` the filter is not read and counts as empty; ``filter_path`` replaces
+    the one that the configuration names.  Files are read, and programs in them run, within
+    ``loading()``.
     A change of what a configuration itself reads or imports is not seen.  Safe for threads.
     """
 
@@ -48,6 +53,8 @@ class UserFiles:
         form: Literal["python", "literal"] = "python",
         required: bool = False,
         with_filter: bool = True,
+        filter_path: str = "",
+        loading: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._config_path = config_path
         self._site_path = site_path
@@ -55,6 +62,8 @@ class UserFiles:
         self._form = form
         self._required = required
         self._with_filter = with_filter
+        self._filter_path = filter_path
+        self._loading = loading
         self._lock = threading.Lock()
         self._profile: Profile | None = None
         self._stamps: dict[str, Stamp] = {}
@@ -69,7 +78,8 @@ class UserFiles:
                 return profile
             self._profile = None
             self._stamps = {}
-            self._profile = self._load()
+            with self._loading():
+                self._profile = self._load()
             return self._profile
 
     def _load(self) -> Profile:
@@ -102,7 +112,7 @@ class UserFiles:
         return read_key(path, config.allow_mode_640)
 
     def _load_filter(self, config: Config) -> Filter:
-        path = config.filter_outgoing
+        path = self._surroundings.expand(self._filter_path or config.filter_outgoing)
         if not self._with_filter:
             return Filter(path)
         try:

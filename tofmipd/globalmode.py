@@ -1,0 +1,250 @@
+"""Global mode put together: who is started with which rights, and what each of them runs."""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 - the socket module would import it under a user's uid
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tofmipd import cpus
+from tofmipd import log as log_module
+from tofmipd.auth.passwordfile import PasswordFileError
+from tofmipd.auth.sources import chain_of, offered
+from tofmipd.errors import CONFIG
+from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep import confine, linux
+from tofmipd.privsep.accounts import Admission, NoAccount
+from tofmipd.privsep.authserver import AuthServer, Files
+from tofmipd.privsep.channel import Channel
+from tofmipd.privsep.children import Birth, end_with_monitor
+from tofmipd.privsep.drop import Rights, become
+from tofmipd.privsep.frames import Control, Kind
+from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.monitor import Plan
+from tofmipd.privsep.personal import throttle_of
+from tofmipd.privsep.remote import RemoteGate
+from tofmipd.privsep.users import User, house, user_of
+from tofmipd.privsep.virtualdomains import VirtualDomains
+from tofmipd.privsep.worker import Shipping, Worker
+from tofmipd.programs import PATH
+from tofmipd.server import Listener, service_of
+from tofmipd.settings import GlobalMode, Settings
+
+log = logging.getLogger(__name__)
+
+_NO_USER = os.EX_NOUSER
+# Beyond what its limits let the server and a worker take.
+_STOP_GRACE_SECONDS = 5
+# What a session needs in the server: the client's socket, the worker's channel, a file, a spare.
+_DESCRIPTORS_PER_SESSION = 4
+
+
+@dataclass(frozen=True)
+class GlobalDaemon:
+    """All that the processes start from: every one of them begins as a copy of the monitor.
+
+    ``sockets`` listen already; ``rights`` are those of the service's account.
+    """
+
+    settings: Settings
+    mode: GlobalMode
+    rights: Rights
+    sockets: tuple[socket.socket, ...]
+    monitor: int
+
+    def plan(self) -> Plan:
+        settings, limits = self.settings, self.settings.limits
+        hop = settings.next_hop
+        leave = hop.connect_timeout + 2 * hop.reply_timeout + hop.dot_timeout
+        confine.descriptors(4 * self.mode.max_workers + 1000)
+        return Plan(
+            server=Birth(
+                "server",
+                "tofmipd-server",
+                self.serve,
+                keep=tuple(sock.fileno() for sock in self.sockets),
+            ),
+            auth=Birth("auth", "tofmipd-auth", self.judge),
+            worker=lambda identity: Birth(
+                f"worker for {identity.login!r}",
+                "tofmipd-worker",
+                lambda control: self.work(identity, control),
+                apart=True,
+            ),
+            files=self._files(),
+            max_workers=self.mode.max_workers,
+            sessions=4 * limits.connections,
+            stop_timeout=limits.stop_timeout + _STOP_GRACE_SECONDS,
+            leave_timeout=settings.programs.script_timeout + leave,
+            reopen=_reopen_log,
+            close_listeners=self._close_sockets,
+        )
+
+    def _files(self) -> tuple[str, ...]:
+        """Those that auth reads and only root may."""
+        settings = self.settings
+        paths = [spec.argument for spec in settings.all_sources if spec.kind == "file"]
+        if settings.scripts.virtual_home:
+            paths.append(settings.scripts.virtual_domains)
+        return (*paths, settings.ipauthmap)
+
+    def _close_sockets(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+    def _admission(self) -> Admission:
+        return Admission(self.mode.min_uid, self.rights.uid)
+
+    # The server.
+
+    def serve(self, control: Channel) -> int:
+        """Everything that clients see, under the service's account."""
+        settings = self.settings
+        confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
+        self._step_down()
+        if settings.one_cpu:
+            cpus.keep_to_one()
+        # One source may keep a login waiting after the other.
+        auth_limit = settings.programs.source_timeout * len(settings.all_sources) + 5
+        gate = RemoteGate(control, offered(settings), auth_limit, throttle_of(settings))
+        service = service_of(settings, gate)
+        listeners = [Listener(sock, service) for sock in self.sockets]
+        stop = threading.Event()
+        threading.Thread(target=gate.obey, args=(stop.set,), daemon=True).start()
+        for listener in listeners:
+            listener.start()
+        control.send(Control(Kind.READY).encode())
+        stop.wait()
+        service.begin_stop()
+        for listener in listeners:
+            listener.stop()
+        if not service.stop():
+            log.warning("some sessions did not end in time and are cut off")
+        return 0
+
+    def _step_down(self) -> None:
+        """Become the service's account, with nothing that could ever lead back."""
+        linux.drop_bounding_set()
+        become(self.rights)
+        linux.hide()
+        linux.gain_nothing()
+        end_with_monitor(self.monitor)
+
+    # Auth.
+
+    def judge(self, control: Channel) -> int:
+        """Judges logins.  What only root may read is read before root is given up."""
+        settings = self.settings
+        files = Files(control, self._files())
+        domains = None
+        try:
+            chain = chain_of(settings, 0, files.opener)
+            if settings.scripts.virtual_home:
+                domains = VirtualDomains(settings.scripts.virtual_domains, files.opener)
+        except PasswordFileError as error:
+            return _failed(control, str(error))
+        except OSError as error:
+            text = f"cannot read {error.filename}: {error.strerror}; name the file with -v"
+            return _failed(control, text)
+        self._step_down()
+        files.ask_from_now_on()
+        if not os.access(os.__file__, os.R_OK):
+            log.warning(
+                "%s may not read Python's library (%s), and users may not either: their"
+                " configurations cannot import all modules; install tofmipd where all can read it",
+                self.rights.name,
+                os.path.dirname(os.__file__),
+            )
+        identity_of = _identities(self._admission(), domains)
+        logins = Logins(chain, settings.host_name, identity_of)
+        return AuthServer(control, logins, files).run()
+
+    # A worker.
+
+    def work(self, identity: Identity, control: Channel) -> int:
+        """Deals with the messages of one user, as that user."""
+        settings = self.settings
+        try:
+            account = self._admission().account(identity.account)
+        except NoAccount:
+            return _NO_USER
+        confine.confine(account.rights.uid)
+        become(account.rights)
+        linux.hide()
+        end_with_monitor(self.monitor)
+        os.umask(0o077)
+        _clean_environment(identity, account.home)
+        shipping = Shipping()
+        shipping.setFormatter(log_module.OneLine("%(message)s"))
+        log_module.replace_handler(shipping)
+        pool = Pool()
+        worker = Worker(
+            control,
+            identity.login,
+            shipping,
+            idle_timeout=self.mode.worker_idle,
+            # Bare line ends that are mended may double a message.
+            size_limit_octets=2 * settings.limits.size + 1024,
+        )
+        user = User(identity.login, account.home, account.full_name)
+        limit = settings.programs.script_timeout
+        serving = user_of(
+            settings, house(settings, pool), user, loading=lambda: worker.loading(limit)
+        )
+        status = worker.run(serving.submit)
+        pool.close()
+        return status
+
+
+def _failed(control: Channel, text: str) -> int:
+    """Tell the monitor why there can be no service."""
+    control.send(Control(Kind.FAILED, CONFIG, (text[:300],)).encode())
+    return CONFIG
+
+
+def _identities(admission: Admission, domains: VirtualDomains | None) -> Callable[[str], Identity]:
+    """Whom a login name stands for: an account of that name, or the owner of its domain."""
+
+    def system(login: str) -> Identity:
+        admission.account(login)
+        return Identity(login, login)
+
+    def virtual(login: str) -> Identity:
+        assert domains is not None
+        owner = domains.owner(login)
+        if owner is None:
+            raise NoAccount(f"{login!r} is in no virtual domain")
+        admission.account(owner)
+        return Identity(owner, login)
+
+    return system if domains is None else virtual
+
+
+def _clean_environment(identity: Identity, home: str) -> None:
+    """What a user's configuration sees of the daemon's environment: the time zone."""
+    zone = os.environ.get("TZ")
+    os.environ.clear()
+    login = identity.login
+    os.environ.update(PATH=PATH, HOME=home, LOGIN=login, LOGNAME=identity.account)
+    os.environ["USER"] = identity.account
+    if zone is not None:
+        os.environ["TZ"] = zone
+    os.chdir("/")
+
+
+def _reopen_log() -> int | None:
+    """Begin a new log file; its descriptor, for the others who write to it."""
+    handler = log_module.shared_file()
+    if handler is None:
+        return None
+    try:
+        handler.reopen()
+    except OSError as error:
+        log.error("the log file cannot be opened again: %s", error)
+        return None
+    return handler.descriptor

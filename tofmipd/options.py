@@ -1,0 +1,224 @@
+"""The options of the daemon: a table, by group, as --help shows them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tofmipd.arguments import Parser, host_port, host_port_v6, positive, seconds
+from tofmipd.settings import GlobalMode, Limits, NextHopLimits, ProgramLimits, Scripts, SourceSpec
+
+# The tools beside the daemon: word -> what it does.  Each is a module of tofmipd.commands.
+COMMANDS = {
+    "init": "make what a first mail needs: key, configuration, filter, password",
+    "test": "send one mail through a running tofmipd",
+    "keygen": "make a key for tagged addresses",
+    "address": "make or check a tagged address",
+    "inject": "ask which rule of the filter matches (-M)",
+    "demo": "try everything out in a folder of its own",
+}
+TLS_MODES = ("on", "optional", "localoptional")
+
+_USAGE = "tofmipd [options]\n       tofmipd WORD ...      (tofmipd WORD --help says more)"
+
+_DESCRIPTION = """\
+An authenticated SMTP submission proxy.  A mail client logs in; the sender's address is
+tagged for each recipient as ~/.tmda says; the real mail server gets the message."""
+
+_LIMITS, _NEXT_HOP, _PROGRAMS, _GLOBAL = Limits(), NextHopLimits(), ProgramLimits(), GlobalMode()
+
+
+class _AddSource(argparse.Action):
+    """Keeps the order of sources across the options that name them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        kind = "file" if self.dest == "authfile" else "remote"
+        setattr(namespace, self.dest, values)
+        namespace.sources = [*namespace.sources, SourceSpec(kind, str(values))]
+
+
+def make_parser() -> Parser:
+    """All options of the daemon, by group."""
+    parser = Parser("tofmipd", _DESCRIPTION, _USAGE)
+    parser.epilog = "(not yet): parsed, but its feature is not built yet.\n\nTools:\n" + "\n".join(
+        f"  {w:<10}{text}" for w, text in COMMANDS.items()
+    )
+    _add_general(parser)
+    _add_connection(parser)
+    _add_authentication(parser)
+    _add_tls(parser)
+    _add_virtual(parser)
+    _add_limits(parser)
+    return parser
+
+
+def _group(parser: Parser, title: str, example: str) -> Callable[..., argparse.Action]:
+    return parser.add_argument_group(title, f"e.g. {example}").add_argument
+
+
+def _add_general(parser: Parser) -> None:
+    add = _group(parser, "General", "tofmipd -f -L --log-file /tmp/tofmipd.log")
+    add("-h", "--help", action="store_true", help="show this and exit")
+    add("-V", dest="full_version", action="store_true", help="show all versions and exit")
+    add("--version", action="store_true", help="show the version and exit")
+    add("-d", "--debug", action="store_true", help="log all, also the dialogue; no secrets")
+    add("-L", "--log", action="store_true", help="log all but the dialogue")
+    add("--log-file", metavar="FILE", default="", help="log to FILE (default: stderr or syslog)")
+    add("-b", "--background", dest="foreground", action="store_false", help="detach (default)")
+    add("-f", "--foreground", dest="foreground", action="store_true", help="do not detach")
+    add("-u", "--username", metavar="USER", default="", help="run as USER (root: tofmipd)")
+    add("-c", "--configdir", metavar="DIR", default="", help="DIR/USER/config, not ~/.tmda/config")
+    add("--personal", action="store_true", help="serve only who starts it, also if root")
+    add(
+        "-P",
+        "--pure-proxy",
+        action="store_true",
+        help="pass mail of users without a config on unchanged",
+    )
+    add("-t", "--throttle-script", metavar="PATH", help="asked before each message: 0 = go on")
+    add(
+        "--received",
+        choices=("full", "private", "none"),
+        default="full",
+        help="what Received tells of the client (default: full)",
+    )
+    add(
+        "--min-uid",
+        metavar="UID",
+        type=positive,
+        default=_GLOBAL.min_uid,
+        help="nobody below it may log in (default: 1000)",
+    )
+    parser.set_defaults(foreground=False, sources=[])
+
+
+def _add_connection(parser: Parser) -> None:
+    add = _group(parser, "Connection", "tofmipd -p 127.0.0.1:8025 -6 [::1]:8025")
+    add(
+        "-p",
+        "--proxyport",
+        metavar="HOST:PORT",
+        type=host_port,
+        action="append",
+        default=[],
+        help="listen there (default: localhost:8025); may be repeated",
+    )
+    add(
+        "-6",
+        "--ipv6proxyport",
+        metavar="HOST:PORT",
+        type=host_port_v6,
+        action="append",
+        default=[],
+        help="listen there by IPv6; may be repeated",
+    )
+    add(
+        "-C",
+        "--connections",
+        metavar="NUM",
+        type=positive,
+        default=_LIMITS.connections,
+        help="connections at a time; others wait (default: 1000)",
+    )
+    add(
+        "--cpus",
+        choices=("one", "all"),
+        default="one",
+        help="run on one CPU, which is cheaper, or all (default: one)",
+    )
+    add("-1", "--one-session", action="store_true", help="one session on standard input (not yet)")
+    add(
+        "--bare-newline",
+        choices=("reject", "fix"),
+        default="reject",
+        help="a bare CR or LF in a message (default: reject)",
+    )
+
+
+def _add_authentication(parser: Parser) -> None:
+    add = _group(parser, "Authentication", "tofmipd -a ~/.tmda/tofmipd")
+    add(
+        "-a",
+        "--authfile",
+        metavar="FILE",
+        action=_AddSource,
+        default="",
+        help="user:password lines, mode 0600",
+    )
+    add(
+        "-A",
+        "--authprog",
+        metavar="PROGRAM",
+        action="append",
+        help="a checkpassword program (not yet)",
+    )
+    add(
+        "-R",
+        "--remoteauth",
+        metavar="URL",
+        action=_AddSource,
+        help="imap://HOST or imaps://HOST, asked in the order given",
+    )
+    add("-m", "--pamauth", metavar="SERVICE", action="append", help="PAM (not yet)")
+    add(
+        "--insecure-auth",
+        action="store_true",
+        help="let clients elsewhere send passwords without TLS",
+    )
+
+
+def _add_tls(parser: Parser) -> None:
+    add = _group(parser, "Encryption", "tofmipd --tls=on --ssl-cert chain.pem --ssl-key key.pem")
+    add("--ssl", action="store_true", help="TLS from the first octet (not yet)")
+    add(
+        "--tls",
+        metavar="MODE",
+        nargs="?",
+        const="",
+        help="STARTTLS: " + ", ".join(TLS_MODES) + " (not yet)",
+    )
+    add("--ssl-cert", metavar="FILE", help="certificate chain, PEM (not yet)")
+    add("--ssl-key", metavar="FILE", help="its key, PEM (not yet)")
+    add("--ciphers", metavar="LIST", help="OpenSSL's cipher list (not yet)")
+
+
+def _add_virtual(parser: Parser) -> None:
+    add = _group(parser, "Virtual Domains", "tofmipd -S /usr/local/bin/vhome")
+    add("-S", "--vhome-script", metavar="PATH", help="prints the home of USER DOMAIN")
+    add(
+        "-v",
+        "--vdomains-path",
+        metavar="FILE",
+        default=Scripts().virtual_domains,
+        help="qmail's virtualdomains: DOMAIN:ACCOUNT (default: its place under /var/qmail)",
+    )
+
+
+def _add_limits(parser: Parser) -> None:
+    add = _group(parser, "Limits", "tofmipd --size 10000000 --max-recipients 100")
+
+    def number(name: str, metavar: str, default: float, text: str) -> None:
+        kind = seconds if metavar == "SECONDS" else positive
+        shown = str(default).removesuffix(".0")
+        add(name, metavar=metavar, type=kind, default=default, help=f"{text} ({shown})")
+
+    number("--size", "OCTETS", _LIMITS.size, "of a message")
+    number("--max-recipients", "NUM", _LIMITS.max_recipients, "of a message")
+    number("--max-errors", "NUM", _LIMITS.max_errors, "wrong commands of a session")
+    number("--max-auth-failures", "NUM", _LIMITS.max_auth_failures, "failed logins of a session")
+    number("--login-timeout", "SECONDS", _LIMITS.login_timeout, "from connecting to the login")
+    number("--idle-timeout", "SECONDS", _LIMITS.idle_timeout, "between commands")
+    number("--data-timeout", "SECONDS", _LIMITS.data_timeout, "between parts of a message")
+    number("--source-timeout", "SECONDS", _PROGRAMS.source_timeout, "for a source's verdict")
+    number("--script-timeout", "SECONDS", _PROGRAMS.script_timeout, "for a script or a config")
+    number("--max-workers", "NUM", _GLOBAL.max_workers, "processes of users")
+    number("--nexthop-connect-timeout", "SECONDS", _NEXT_HOP.connect_timeout, "to connect")
+    number("--nexthop-timeout", "SECONDS", _NEXT_HOP.reply_timeout, "for a reply")
+    number("--nexthop-dot-timeout", "SECONDS", _NEXT_HOP.dot_timeout, "after the final dot")

@@ -1,0 +1,129 @@
+"""Forking: what a child of the monitor keeps, and what it gives back first."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tofmipd import log as log_module
+from tofmipd.errors import SOFTWARE, UNAVAILABLE
+from tofmipd.privsep import linux
+from tofmipd.privsep.channel import Channel
+
+log = logging.getLogger(__name__)
+
+# Their handler does nothing: programs that are started have the usual one again, which they
+# would not have if the signals were ignored.
+_NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of the monitor's and its end of the channel to it."""
+
+    name: str
+    pid: int
+    control: Channel
+    # Frames that the child has not taken yet.
+    waiting: list[tuple[bytes, tuple[int, ...]]] = field(default_factory=list)
+    ready: bool = False
+    # When it gets SIGKILL unless it has ended; of time.monotonic().
+    kill_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """How a child is made.
+
+    ``main`` gets its end of the channel and returns the exit status.  ``keep`` are the other
+    descriptors of the monitor that it needs; all else is closed.  A child that is ``apart`` has
+    a session and process group of its own, nothing on descriptors 0 to 2 and no log.
+    """
+
+    name: str
+    title: str
+    main: Callable[[Channel], int]
+    keep: tuple[int, ...] = ()
+    apart: bool = False
+
+
+def fork(birth: Birth, channels: Iterable[Channel]) -> Child:
+    """Make a child.  ``channels`` are the monitor's own, to be closed in the child.
+
+    The caller has one thread.  Raises OSError when there can be no further process.
+    """
+    ours, theirs = Channel.pair()
+    others = [ours, *channels]
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if pid == 0:
+        _live(birth, theirs, others)
+    theirs.close()
+    ours.never_wait()
+    return Child(birth.name, pid, ours)
+
+
+def _live(birth: Birth, control: Channel, others: list[Channel]) -> None:
+    """The whole life of a child.  Nothing of the monitor's stack is ever returned to."""
+    status = SOFTWARE
+    try:
+        _take_leave(birth, control, others)
+        status = birth.main(control)
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            log.exception("%s failed", birth.name)
+    finally:
+        os._exit(status)
+
+
+def _take_leave(birth: Birth, control: Channel, others: list[Channel]) -> None:
+    """Become a process of its own, with none of the monitor's signals and descriptors."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in _NOT_FOR_CHILDREN:
+        signal.signal(number, lambda number, frame: None)
+    linux.set_name(birth.title)
+    # Through their objects: these would close somebody else's descriptor of that number later.
+    for other in others:
+        other.close()
+    if birth.apart:
+        os.setsid()
+        log_module.replace_handler(logging.NullHandler())
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+    keep = sorted({0, 1, 2, control.fileno(), *birth.keep, *log_module.descriptors()})
+    for low, high in zip(keep, [*keep[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(low + 1, high)
+
+
+def end_with_monitor(monitor: int) -> None:
+    """Have this process killed when the monitor ends.  For children that have changed their uid."""
+    linux.end_with_parent(signal.SIGKILL)
+    if os.getppid() != monitor:
+        os._exit(UNAVAILABLE)
+
+
+def how_it_ended(status: int) -> str:
+    """The words for a status of os.waitpid."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"
+
+
+def kill(child: Child, *, group: bool) -> None:
+    """SIGKILL for a child, with ``group`` also for what it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)

@@ -1,0 +1,377 @@
+"""What the processes of global mode say to each other: frames, one a packet, checked to the end.
+
+Two families.  Control frames go to and from the monitor and have one shape, bounded in all parts.
+Work frames go between the server and auth, and between the server and a worker.  Whatever comes
+from another process is foreign: decoding raises BadFrame and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import struct
+from dataclasses import dataclass
+
+from tofmipd.auth.credentials import CramMd5, Credentials, Origin, Password, Verdict
+from tofmipd.smtp.envelope import Envelope, Peer
+from tofmipd.smtp.reply import Reply
+
+CONTROL_LIMIT_OCTETS = 3072
+# Larger envelopes and messages travel in a file whose descriptor goes with the frame.
+INLINE_LIMIT_OCTETS = 32 << 10
+WORK_LIMIT_OCTETS = 40 << 10
+# What a worker sends at once: a reply, and lines for the log.
+WORKER_LIMIT_OCTETS = 64 << 10
+ENVELOPE_LIMIT_OCTETS = 16 << 20
+RECIPIENTS_LIMIT = 100_000
+
+
+_TEXT_LIMIT_OCTETS = 1024
+_LINE_LIMIT_OCTETS = 8000
+_REPLY_CHARACTERS = 400
+_REPLY_LIMIT_OCTETS = 4 * _REPLY_CHARACTERS
+_DETAIL = re.compile(r"(?:[0-9]{1,3}\.[0-9]{1,3})?")
+
+
+class BadFrame(Exception):
+    """The octets are no frame that may come here."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame means; see the tables below for who may send it."""
+
+    READY = 1
+    FAILED = 2
+    GRANT = 3
+    END = 4
+    STUCK = 5
+    PROVED = 6
+    OPEN = 7
+    IDLE = 8
+    GRANTED = 9
+    REFUSED = 10
+    CONNECT = 11
+    STOP = 12
+    LOG = 13
+    FILE = 14
+    SERVE = 15
+    LEAVE = 16
+    CHALLENGE = 17
+    VERIFY = 18
+    SUBMIT = 19
+    LINES = 20
+    ANSWER = 21
+
+
+class Refusal(enum.IntEnum):
+    """Why a session gets no worker; the number of a REFUSED frame's text."""
+
+    NOT_PROVED = 1
+    NO_ROOM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A frame to or from the monitor.  ``number`` is mostly that of a session."""
+
+    kind: Kind
+    number: int = 0
+    texts: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        parts = [_HEAD.pack(self.kind, self.number, len(self.texts))]
+        for text in self.texts:
+            octets = text.encode("utf-8", "surrogateescape")
+            parts += (_LENGTH.pack(len(octets)), octets)
+        return b"".join(parts)
+
+
+_HEAD = struct.Struct("!BQB")
+_LENGTH = struct.Struct("!H")
+
+# Who may send what: kind -> how many texts come with it.
+FROM_SERVER = {Kind.READY: 0, Kind.FAILED: 1, Kind.GRANT: 0, Kind.END: 0, Kind.STUCK: 0}
+FROM_AUTH = {Kind.READY: 0, Kind.FAILED: 1, Kind.PROVED: 2, Kind.OPEN: 0}
+FROM_WORKER = {Kind.IDLE: 0}
+TO_SERVER = {Kind.GRANTED: 0, Kind.REFUSED: 1, Kind.CONNECT: 0, Kind.STOP: 0, Kind.LOG: 0}
+TO_AUTH = {Kind.CONNECT: 0, Kind.FILE: 0, Kind.STOP: 0, Kind.LOG: 0}
+TO_WORKER = {Kind.SERVE: 0, Kind.LEAVE: 0}
+# From the server to auth, on the channel that they share.
+TO_AUTH_FROM_SERVER = {Kind.CONNECT: 0}
+
+
+def decode_control(octets: bytes, allowed: dict[Kind, int]) -> Control:
+    """One whole control frame of the kinds that its sender may send."""
+    if len(octets) > CONTROL_LIMIT_OCTETS:
+        raise BadFrame("too long")
+    reader = Reader(octets)
+    kind, number, count = reader.unpack(_HEAD)
+    if kind not in allowed or allowed[Kind(kind)] != count:
+        raise BadFrame(f"kind {kind} with {count} texts is not allowed here")
+    texts = tuple(reader.text(_TEXT_LIMIT_OCTETS) for _ in range(count))
+    reader.end()
+    return Control(Kind(kind), number, texts)
+
+
+class Reader:
+    """Takes a frame apart, field by field; each method raises BadFrame."""
+
+    __slots__ = ("_octets", "_place")
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self._place = 0
+
+    def unpack(self, form: struct.Struct) -> tuple[int, ...]:
+        try:
+            fields = form.unpack_from(self._octets, self._place)
+        except struct.error:
+            raise BadFrame("too short") from None
+        self._place += form.size
+        return fields
+
+    def octets(self, limit: int) -> bytes:
+        (length,) = self.unpack(_LENGTH)
+        end = self._place + length
+        if length > limit or end > len(self._octets):
+            raise BadFrame("a field has a wrong length")
+        octets = self._octets[self._place : end]
+        self._place = end
+        return octets
+
+    def text(self, limit: int) -> str:
+        """Texts of ours hold no end of a line and no NUL."""
+        try:
+            text = self.octets(limit).decode("utf-8", "surrogateescape")
+        except UnicodeDecodeError:  # pragma: no cover - surrogateescape takes everything
+            raise BadFrame("not UTF-8") from None
+        if "\0" in text or "\n" in text or "\r" in text:
+            raise BadFrame("a control character in a text")
+        return text
+
+    def rest(self) -> bytes:
+        octets = self._octets[self._place :]
+        self._place = len(self._octets)
+        return octets
+
+    def end(self) -> None:
+        if self._place != len(self._octets):
+            raise BadFrame("octets behind the end")
+
+
+def _packed(*texts: str | bytes) -> bytes:
+    """Fields with their lengths in front.  Raises ValueError for one of more than 65535 octets."""
+    parts: list[bytes] = []
+    for text in texts:
+        octets = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        if len(octets) > 0xFFFF:
+            raise ValueError("a field is too long for a frame")
+        parts += (_LENGTH.pack(len(octets)), octets)
+    return b"".join(parts)
+
+
+# Between the server and auth.
+
+_REQUEST = struct.Struct("!BQB")
+_VERDICT = struct.Struct("!B")
+_VERDICTS = (Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A login that auth is to judge.  ``session_id`` is for the log."""
+
+    session: int
+    session_id: str
+    mechanism: str
+    credentials: Credentials
+    origin: Origin
+
+
+def encode_challenge(session: int) -> bytes:
+    return _REQUEST.pack(Kind.CHALLENGE, session, 0)
+
+
+def encode_login(login: Login) -> bytes:
+    """Raises ValueError for a name or password that is far too long."""
+    credentials = login.credentials
+    cram = isinstance(credentials, CramMd5)
+    secret = credentials.digest if isinstance(credentials, CramMd5) else credentials.password
+    return _REQUEST.pack(Kind.VERIFY, login.session, cram) + _packed(
+        login.session_id,
+        login.mechanism,
+        credentials.user,
+        secret,
+        login.origin.address,
+        login.origin.local_address,
+    )
+
+
+def decode_auth_request(octets: bytes) -> Login | int:
+    """A login, or the number of the session that wants a challenge."""
+    reader = Reader(octets)
+    kind, session, cram = reader.unpack(_REQUEST)
+    if kind == Kind.CHALLENGE and not cram:
+        reader.end()
+        return session
+    if kind != Kind.VERIFY or cram > 1:
+        raise BadFrame(f"kind {kind} is not for auth")
+    session_id, mechanism = reader.text(40), reader.text(40)
+    user, secret = _user(reader), reader.octets(0xFFFF)
+    origin = Origin(reader.text(80), reader.text(80))
+    reader.end()
+    credentials = CramMd5(user, secret) if cram else Password(user, secret)
+    return Login(session, session_id, mechanism, credentials, origin)
+
+
+def _user(reader: Reader) -> str:
+    """A name may hold anything here: the chain of sources judges it."""
+    return reader.octets(0xFFFF).decode("utf-8", "replace")
+
+
+def encode_verdict(verdict: Verdict) -> bytes:
+    return _VERDICT.pack(_VERDICTS.index(verdict))
+
+
+def decode_verdict(octets: bytes) -> Verdict:
+    reader = Reader(octets)
+    (number,) = reader.unpack(_VERDICT)
+    reader.end()
+    if number >= len(_VERDICTS):
+        raise BadFrame("no verdict")
+    return _VERDICTS[number]
+
+
+# Between the server and a worker.
+
+_SUBMIT = struct.Struct("!BIQB")
+_ENVELOPE = struct.Struct("!QBBHI")
+_ANSWER = struct.Struct("!BHHB")
+_LINE = struct.Struct("!B")
+_IN_FILE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A message on its way to a worker.
+
+    ``inline`` holds the message; it is None when the message comes in a file.  ``envelope`` is
+    an encoded envelope; None: the first file holds it.
+    """
+
+    size_octets: int
+    envelope_octets: int
+    envelope: bytes | None
+    inline: bytes | None
+
+    @property
+    def files(self) -> int:
+        """How many descriptors come with it."""
+        return (self.envelope is None) + (self.inline is None)
+
+    def encode(self) -> bytes:
+        where = (self.envelope is None) * 2 + (self.inline is None)
+        head = _SUBMIT.pack(Kind.SUBMIT, self.envelope_octets, self.size_octets, where)
+        return b"".join((head, self.envelope or b"", self.inline or b""))
+
+
+def decode_submission(octets: bytes) -> Submission:
+    reader = Reader(octets)
+    kind, envelope_octets, size, where = reader.unpack(_SUBMIT)
+    if kind != Kind.SUBMIT or where > 3 or envelope_octets > ENVELOPE_LIMIT_OCTETS:
+        raise BadFrame(f"kind {kind} is not for a worker")
+    rest = reader.rest()
+    here = (0 if where & 2 else envelope_octets), (0 if where & 1 else size)
+    if len(rest) != sum(here):
+        raise BadFrame("a part has a wrong length")
+    envelope = None if where & 2 else rest[:envelope_octets]
+    inline = None if where & 1 else rest[here[0] :]
+    return Submission(size, envelope_octets, envelope, inline)
+
+
+def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
+    """Raises ValueError for an address that is far too long."""
+    peer = envelope.peer
+    return _ENVELOPE.pack(
+        envelope.size_octets,
+        envelope.eight_bit,
+        peer.loopback,
+        peer.port,
+        len(envelope.recipients),
+    ) + _packed(
+        session_id,
+        envelope.helo,
+        envelope.protocol,
+        peer.address,
+        peer.local_address,
+        envelope.sender,
+        *envelope.recipients,
+    )
+
+
+def decode_envelope(octets: bytes, login: str) -> tuple[Envelope, str]:
+    """The envelope, with the login name that the worker knows, and the session's id."""
+    reader = Reader(octets)
+    announced, eight_bit, loopback, port, count = reader.unpack(_ENVELOPE)
+    if eight_bit > 1 or loopback > 1 or not 0 < count <= RECIPIENTS_LIMIT:
+        raise BadFrame("not an envelope")
+    session_id, helo, protocol = reader.text(40), reader.text(1200), reader.text(40)
+    peer = Peer(reader.text(80), port, bool(loopback), reader.text(80))
+    sender = _address(reader)
+    recipients = [_address(reader) for _ in range(count)]
+    reader.end()
+    if "" in recipients:
+        raise BadFrame("an empty recipient")
+    envelope = Envelope(sender, login, helo, protocol, peer, announced, bool(eight_bit), recipients)
+    return envelope, session_id
+
+
+def _address(reader: Reader) -> str:
+    text = reader.text(4096)
+    if not (text.isascii() and text.isprintable()):
+        raise BadFrame("not an address")
+    return text
+
+
+LogLine = tuple[int, str]
+
+
+def encode_lines(lines: list[LogLine]) -> bytes:
+    """Lines for the log of the server, without an answer; none at all is a sign of life."""
+    return _answer(Kind.LINES, 0, 0, b"", lines)
+
+
+def encode_answer(reply: Reply, lines: list[LogLine]) -> bytes:
+    """The reply for the client, which has one line here, and lines for the log."""
+    text = " ".join(reply.lines)[:_REPLY_CHARACTERS]
+    return _answer(Kind.ANSWER, reply.code, 1, _packed(reply.detail, text), lines)
+
+
+def _answer(kind: Kind, code: int, texts: int, body: bytes, lines: list[LogLine]) -> bytes:
+    parts = [_ANSWER.pack(kind, code, len(lines), texts), body]
+    for level, text in lines:
+        octets = text.encode("utf-8", "replace")[:_LINE_LIMIT_OCTETS]
+        parts += (_LINE.pack(level), _LENGTH.pack(len(octets)), octets)
+    return b"".join(parts)
+
+
+def decode_answer(octets: bytes) -> tuple[Reply | None, list[LogLine]]:
+    """The reply, None if it is still to come, and lines for the log, not yet fit to be shown."""
+    reader = Reader(octets)
+    kind, code, count, texts = reader.unpack(_ANSWER)
+    if kind not in (Kind.LINES, Kind.ANSWER) or texts != (kind == Kind.ANSWER):
+        raise BadFrame(f"kind {kind} is not an answer")
+    reply = None
+    if kind == Kind.ANSWER:
+        detail, text = reader.text(7), reader.text(_REPLY_LIMIT_OCTETS)
+        if not (code == 250 or 400 <= code < 600) or not _DETAIL.fullmatch(detail):
+            raise BadFrame(f"code {code} is not an answer")
+        if not text.isprintable():
+            raise BadFrame("not the text of a reply")
+        reply = Reply(code, detail, (text,))
+    lines = []
+    for _ in range(count):
+        (level,) = reader.unpack(_LINE)
+        lines.append((level, reader.octets(_LINE_LIMIT_OCTETS).decode("utf-8", "replace")))
+    reader.end()
+    return reply, lines

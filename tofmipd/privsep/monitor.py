@@ -1,0 +1,491 @@
+"""The monitor of global mode: one thread, root's rights, and no more than frames to read.
+
+It binds nothing of a client's: no message and no password ever passes it.  It starts the server,
+auth and the workers, gives a session that has proved an identity a channel to that identity's
+worker, and replaces what dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tofmipd.errors import SOFTWARE, Fatal
+from tofmipd.privsep import children, frames
+from tofmipd.privsep.channel import Channel, Gone
+from tofmipd.privsep.children import Birth, Child
+from tofmipd.privsep.frames import BadFrame, Control, Kind, Refusal
+from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.workers import Worker, Workers
+
+log = logging.getLogger(__name__)
+
+_START_LIMIT_SECONDS = 30
+# Who waits for a place among the workers gets an answer after this.
+_ROOM_LIMIT_SECONDS = 10
+# A child that lived longer than this is replaced at once; else the pause doubles up to a limit.
+_QUICK_DEATH_SECONDS = 5
+_PAUSE_SECONDS, _PAUSE_LIMIT_SECONDS = 0.1, 5.0
+_OFFENCES_LIMIT = 20
+_FRAMES_AT_ONCE = 64
+_WAITING_LIMIT = 10_000
+_WORKER_FRAMES_LIMIT = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the monitor is to run.
+
+    ``worker`` makes the birth of an identity's worker.  ``files`` are those that auth may have
+    opened, by number.  ``sessions`` bounds how many proved sessions are remembered;
+    ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
+    worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
+    """
+
+    server: Birth
+    auth: Birth
+    worker: Callable[[Identity], Birth]
+    files: tuple[str, ...]
+    max_workers: int
+    sessions: int
+    stop_timeout: float
+    leave_timeout: float
+    reopen: Callable[[], int | None]
+    close_listeners: Callable[[], None]
+
+
+class _Post:
+    """The place of the server or of auth: who has it now, and when the next one comes."""
+
+    def __init__(self, birth: Birth) -> None:
+        self.birth = birth
+        self.child: Child | None = None
+        self.begun = 0.0
+        self.due: float | None = None
+        self._pause = 0.0
+
+    def vacated(self) -> None:
+        """Its child is dead: when to make the next one."""
+        self.child = None
+        now = time.monotonic()
+        quick = now - self.begun < _QUICK_DEATH_SECONDS
+        self._pause = min(max(self._pause * 2, _PAUSE_SECONDS), _PAUSE_LIMIT_SECONDS)
+        if not quick:
+            self._pause = 0.0
+        self.due = now + self._pause
+
+
+class Monitor:
+    """Raises nothing once it runs; ``signals`` is a descriptor that gives signal numbers."""
+
+    def __init__(self, plan: Plan, signals: int) -> None:
+        self._plan = plan
+        self._signals = signals
+        os.set_blocking(signals, False)
+        self._poll = select.poll()
+        self._poll.register(signals, select.POLLIN)
+        self._server = _Post(plan.server)
+        self._auth = _Post(plan.auth)
+        self._workers = Workers()
+        self._children: dict[int, Child] = {}
+        self._sessions: OrderedDict[int, Identity] = OrderedDict()
+        self._queue: deque[tuple[float, int]] = deque()
+        self._offences = 0
+        self._stop_at: float | None = None
+        self._started = False
+        self._failure: Fatal | None = None
+        self._handlers = {
+            Kind.READY: self._ready,
+            Kind.FAILED: self._failed,
+            Kind.GRANT: self._grant,
+            Kind.END: self._end,
+            Kind.STUCK: self._stuck,
+            Kind.PROVED: self._proved,
+            Kind.OPEN: self._open,
+            Kind.IDLE: self._idle,
+        }
+
+    def start(self) -> None:
+        """Have the server and auth running.  Raises Fatal with what one of them could not do."""
+        deadline = time.monotonic() + _START_LIMIT_SECONDS
+        self._fill(self._auth)
+        self._fill(self._server)
+        while not self._complete():
+            self._turn()
+            if self._failure is None and time.monotonic() > deadline:
+                self._failure = Fatal(SOFTWARE, "the server or auth did not start in time")
+            if self._failure is not None:
+                self._kill_all()
+                for pid in self._children:
+                    os.waitpid(pid, 0)
+                raise self._failure
+        self._started = True
+
+    def _complete(self) -> bool:
+        posts = (self._server, self._auth)
+        return all(post.child is not None and post.child.ready for post in posts)
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; the exit status."""
+        while self._stop_at is None or self._children:
+            self._turn()
+        return 0
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and deal with it."""
+        try:
+            events = self._poll.poll(max(self._patience(), 0) * 1000)
+        except InterruptedError:  # pragma: no cover - only where poll is not restarted
+            events = []
+        by_descriptor = {child.control.fileno(): child for child in self._children.values()}
+        ready = {descriptor for descriptor, _ in events}
+        if self._auth.child is not None:
+            self._read(self._auth.child)
+        for descriptor, event in events:
+            child = by_descriptor.get(descriptor)
+            if child is None or child.pid not in self._children:
+                continue
+            if event & select.POLLOUT:
+                self._send_waiting(child)
+            if event & ~select.POLLOUT:
+                self._read(child)
+        if self._signals in ready:
+            self._obey_signals()
+        self._keep_time()
+
+    def _patience(self) -> float:
+        """Seconds until the next thing is due, a minute at most."""
+        now = time.monotonic()
+        times = [now + 60]
+        times += [post.due for post in (self._server, self._auth) if post.due is not None]
+        times += [child.kill_at for child in self._children.values() if child.kill_at is not None]
+        times += [due for due, _ in self._queue]
+        times += [self._stop_at] if self._stop_at is not None else []
+        return min(times) - now
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        for post in (self._auth, self._server):
+            if post.due is not None and post.due <= now and self._stop_at is None:
+                self._fill(post)
+        for child in list(self._children.values()):
+            if child.kill_at is not None and child.kill_at <= now:
+                log.warning("%s (pid %d) does not end and is killed", child.name, child.pid)
+                child.kill_at = None
+                children.kill(child, group=isinstance(child, Worker))
+        while self._queue and self._queue[0][0] <= now:
+            _, session = self._queue.popleft()
+            log.warning("all %d workers are busy, a session is turned away", self._workers.count)
+            self._refuse(session, Refusal.NO_ROOM)
+        if self._stop_at is not None and self._stop_at <= now:
+            self._kill_all()
+
+    # Signals.
+
+    def _obey_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._signals, 1000):
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._begin_stop(number)
+                elif number == signal.SIGHUP:
+                    self._reopen_log()
+        self._reap()
+
+    def _begin_stop(self, number: int) -> None:
+        if self._stop_at is not None:
+            return
+        log.info("stopping on %s", signal.Signals(number).name)
+        self._stop_at = time.monotonic() + self._plan.stop_timeout
+        self._plan.close_listeners()
+        self._server.due = self._auth.due = None
+        if self._server.child is not None:
+            self._send(self._server.child, Control(Kind.STOP))
+        else:
+            self._end_others()
+
+    def _end_others(self) -> None:
+        """The server is gone: nobody needs the others any more."""
+        for worker in self._workers.all():
+            self._dismiss(worker)
+        if self._auth.child is not None:
+            self._send(self._auth.child, Control(Kind.STOP))
+
+    def _reopen_log(self) -> None:
+        descriptor = self._plan.reopen()
+        if descriptor is not None:
+            for post in (self._server, self._auth):
+                if post.child is not None:
+                    self._send(post.child, Control(Kind.LOG), (descriptor,))
+            log.info("log file opened again")
+
+    def _kill_all(self) -> None:
+        self._stop_at = time.monotonic() + _START_LIMIT_SECONDS
+        for child in self._children.values():
+            log.warning("%s (pid %d) is killed", child.name, child.pid)
+            children.kill(child, group=isinstance(child, Worker))
+
+    # Birth and death.
+
+    def _fill(self, post: _Post) -> None:
+        """Start the server or auth, and connect the two."""
+        post.due = None
+        try:
+            child = children.fork(post.birth, self._channels())
+        except OSError as error:
+            log.error("%s cannot be started: %s", post.birth.name, error.strerror)
+            post.vacated()
+            return
+        post.child = child
+        post.begun = time.monotonic()
+        self._adopt(child)
+        if self._server.child is not None and self._auth.child is not None:
+            ours, theirs = Channel.pair()
+            self._send(self._auth.child, Control(Kind.CONNECT), (ours.fileno(),))
+            self._send(self._server.child, Control(Kind.CONNECT), (theirs.fileno(),))
+            ours.close()
+            theirs.close()
+
+    def _channels(self) -> list[Channel]:
+        return [child.control for child in self._children.values()]
+
+    def _adopt(self, child: Child) -> None:
+        self._children[child.pid] = child
+        self._poll.register(child.control, select.POLLIN)
+
+    def _reap(self) -> None:
+        """See who has died.  A dead worker keeps its number until its group is killed too."""
+        with contextlib.suppress(ChildProcessError):
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while (dead := os.waitid(os.P_ALL, 0, options)) is not None:
+                child = self._children.get(dead.si_pid)
+                if child is not None:
+                    # What it said last counts; and as long as it is not reaped, the number of
+                    # its group is nobody else's.
+                    self._read(child)
+                    children.kill(child, group=isinstance(child, Worker))
+                _, status = os.waitpid(dead.si_pid, 0)
+                if child is not None:
+                    self._bury(child, status)
+
+    def _bury(self, child: Child, status: int) -> None:
+        del self._children[child.pid]
+        self._poll.unregister(child.control)
+        for _, descriptors in child.waiting:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        child.control.close()
+        level = logging.INFO if status == 0 else logging.WARNING
+        log.log(level, "%s (pid %d) %s", child.name, child.pid, children.how_it_ended(status))
+        if isinstance(child, Worker):
+            self._workers.remove(child)
+            self._serve_queue()
+            return
+        if not self._started and self._failure is None:
+            how = children.how_it_ended(status)
+            self._failure = Fatal(SOFTWARE, f"{child.name} cannot start: {how}")
+        if child is self._auth.child:
+            self._auth.vacated()
+        elif child is self._server.child:
+            self._server.vacated()
+            self._sessions.clear()
+            self._queue.clear()
+            self._offences = 0
+            if self._stop_at is not None:
+                self._end_others()
+
+    # Frames.
+
+    def _read(self, child: Child) -> None:
+        """Obey what a child says.  One that breaks the rules is killed, which replaces it."""
+        allowed = frames.FROM_WORKER
+        if child is self._server.child:
+            allowed = frames.FROM_SERVER
+        elif child is self._auth.child:
+            allowed = frames.FROM_AUTH
+        try:
+            for _ in range(_FRAMES_AT_ONCE):
+                octets = child.control.receive_strictly(frames.CONTROL_LIMIT_OCTETS)
+                frame = frames.decode_control(octets, allowed)
+                if frame.kind is Kind.GRANT and self._auth.child is not None:
+                    # Whom the session has proved to be was said before it was told so itself.
+                    self._read(self._auth.child)
+                self._handlers[frame.kind](child, frame)
+        except BlockingIOError:
+            pass
+        except Gone:
+            children.kill(child, group=False)
+        except BadFrame as error:
+            log.error("%s (pid %d) breaks the protocol: %s", child.name, child.pid, error)
+            children.kill(child, group=isinstance(child, Worker))
+
+    def _send(self, child: Child, frame: Control, descriptors: tuple[int, ...] = ()) -> None:
+        """Never waits: what a child does not take now is kept for it, up to a limit."""
+        octets = frame.encode()
+        try:
+            if not child.waiting:
+                child.control.send(octets, descriptors)
+                return
+        except BlockingIOError:
+            self._poll.modify(child.control, select.POLLIN | select.POLLOUT)
+        except Gone:
+            return
+        if len(child.waiting) >= _WAITING_LIMIT:
+            log.error("%s (pid %d) does not listen and is killed", child.name, child.pid)
+            children.kill(child, group=isinstance(child, Worker))
+            return
+        child.waiting.append((octets, tuple(os.dup(number) for number in descriptors)))
+
+    def _send_waiting(self, child: Child) -> None:
+        sent = 0
+        try:
+            for octets, descriptors in child.waiting:
+                child.control.send(octets, descriptors)
+                sent += 1
+            self._poll.modify(child.control, select.POLLIN)
+        except (BlockingIOError, Gone):
+            pass
+        for _, descriptors in child.waiting[:sent]:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        del child.waiting[:sent]
+
+    def _ready(self, child: Child, frame: Control) -> None:
+        child.ready = True
+        log.debug("%s (pid %d) is ready", child.name, child.pid)
+
+    def _failed(self, child: Child, frame: Control) -> None:
+        """``number`` is the exit status that the failure deserves."""
+        log.error("%s (pid %d) cannot start: %s", child.name, child.pid, frame.texts[0])
+        self._failure = Fatal(frame.number & 0xFF, frame.texts[0])
+
+    def _proved(self, child: Child, frame: Control) -> None:
+        account, login = frame.texts
+        self._sessions[frame.number] = Identity(account, login)
+        self._sessions.move_to_end(frame.number)
+        if len(self._sessions) > self._plan.sessions:
+            self._sessions.popitem(last=False)
+
+    def _end(self, child: Child, frame: Control) -> None:
+        self._sessions.pop(frame.number, None)
+
+    def _stuck(self, child: Child, frame: Control) -> None:
+        """The server waits in vain for an identity's worker."""
+        identity = self._sessions.get(frame.number)
+        worker = self._workers.find(identity) if identity is not None else None
+        if worker is not None:
+            log.warning("%s (pid %d) does not answer and is killed", worker.name, worker.pid)
+            children.kill(worker, group=True)
+
+    def _open(self, child: Child, frame: Control) -> None:
+        """Open a file for auth, which has not the rights: only those that were configured."""
+        if frame.number >= len(self._plan.files):
+            raise BadFrame(f"there is no file {frame.number}")
+        try:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._plan.files[frame.number], flags)
+        except OSError as error:
+            number = frame.number | ((error.errno or 0) << 16)
+            self._send(child, Control(Kind.FILE, number))
+            return
+        self._send(child, Control(Kind.FILE, frame.number), (descriptor,))
+        os.close(descriptor)
+
+    # Workers.
+
+    def _grant(self, child: Child, frame: Control) -> None:
+        """A session wants a channel to the worker of whom it has proved to be."""
+        session = frame.number
+        identity = self._sessions.get(session)
+        if identity is None:
+            self._offences += 1
+            log.warning("the server asks for a worker for session %x, which has not", session)
+            self._refuse(session, Refusal.NOT_PROVED)
+            if self._offences > _OFFENCES_LIMIT:
+                raise BadFrame("too many sessions that have proved nothing")
+            return
+        worker = self._workers.find(identity)
+        if worker is None and self._workers.count >= self._plan.max_workers:
+            if len(self._queue) > self._plan.sessions:
+                self._refuse(session, Refusal.NO_ROOM)
+                return
+            self._queue.append((time.monotonic() + _ROOM_LIMIT_SECONDS, session))
+            self._make_room()
+            return
+        self._introduce(session, worker or self._start_worker(identity))
+
+    def _make_room(self) -> None:
+        """Let as many workers go as there are identities that wait for a place."""
+        waiting = {self._sessions.get(session) for _, session in self._queue}
+        oldest = self._workers.least_recently_used()
+        if oldest is not None and self._workers.leaving < len(waiting):
+            self._dismiss(oldest)
+
+    def _introduce(self, session: int, worker: Worker | None) -> None:
+        """Give the server and the worker the two ends of a new channel."""
+        if worker is None or self._server.child is None:
+            self._refuse(session, Refusal.NO_ROOM)
+            return
+        try:
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            log.error("no channel for a session: %s", error.strerror)
+            self._refuse(session, Refusal.NO_ROOM)
+            return
+        self._workers.use(worker)
+        self._send(worker, Control(Kind.SERVE), (theirs.fileno(),))
+        self._send(self._server.child, Control(Kind.GRANTED, session), (ours.fileno(),))
+        ours.close()
+        theirs.close()
+
+    def _refuse(self, session: int, why: Refusal) -> None:
+        if self._server.child is not None:
+            self._send(self._server.child, Control(Kind.REFUSED, session, (str(int(why)),)))
+
+    def _start_worker(self, identity: Identity) -> Worker | None:
+        birth = self._plan.worker(identity)
+        try:
+            child = children.fork(birth, self._channels())
+        except OSError as error:
+            log.error("%s cannot be started: %s", birth.name, error.strerror)
+            return None
+        worker = Worker(child.name, child.pid, child.control, identity=identity)
+        self._adopt(worker)
+        self._workers.add(worker)
+        log.info("%s started, pid %d", worker.name, worker.pid)
+        return worker
+
+    def _dismiss(self, worker: Worker) -> None:
+        """The worker finishes what it has and ends; who comes later gets another one."""
+        self._workers.retire(worker)
+        if worker.kill_at is None:
+            worker.kill_at = time.monotonic() + self._plan.leave_timeout
+            self._send(worker, Control(Kind.LEAVE))
+
+    def _idle(self, child: Child, frame: Control) -> None:
+        """A worker has had nothing to do for a while."""
+        if isinstance(child, Worker):
+            child.frames += 1
+            if child.frames > _WORKER_FRAMES_LIMIT:
+                raise BadFrame("talks too much")
+            self._dismiss(child)
+
+    def _serve_queue(self) -> None:
+        """There is room: the sessions that wait, in the order of their coming."""
+        waiting, self._queue = self._queue, deque()
+        while waiting:
+            due, session = waiting.popleft()
+            identity = self._sessions.get(session)
+            if identity is None:
+                continue
+            worker = self._workers.find(identity)
+            if worker is None and self._workers.count >= self._plan.max_workers:
+                self._queue.append((due, session))
+                continue
+            self._introduce(session, worker or self._start_worker(identity))

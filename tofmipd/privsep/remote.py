@@ -1,0 +1,322 @@
+"""The gate of global mode: sources are behind a channel to auth, tagging behind one to a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from tofmipd.auth.credentials import Credentials, Origin, Verdict
+from tofmipd.content import Content, memory_file
+from tofmipd.privsep import frames
+from tofmipd.privsep.authserver import take_log
+from tofmipd.privsep.channel import Channel, Gone
+from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine, Refusal, Submission
+from tofmipd.privsep.throttle import Throttle
+from tofmipd.smtp import replies
+from tofmipd.smtp.envelope import Envelope, Peer
+from tofmipd.smtp.reply import Reply, printable
+
+log = logging.getLogger(__name__)
+
+# How long a replaced auth process may take to be there.
+_AUTH_START_SECONDS = 5
+_IDLE_CHANNELS = 8
+_GRANT_LIMIT_SECONDS = 20
+# A worker gives a sign of life at least this often, whatever it waits for.
+SILENCE_LIMIT_SECONDS = 60
+_ATTEMPTS = 3
+_LINE_OCTETS = 8000
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+_NO_WORKER = Reply(451, "3.2", ("Error: too many users at the moment, try again later",))
+_NOT_NOW = Reply(451, "3.0", ("Error: your mail cannot be dealt with now, try again later",))
+_DIED = Reply(451, "3.0", ("Error: the process for your mail has died, the log has more",))
+_STUCK = Reply(451, "3.0", ("Error: the process for your mail does not answer, try again later",))
+
+
+class Refused(Exception):
+    """The monitor gives no worker."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+class AuthChannels:
+    """Channels to auth: each is used for one request at a time, idle ones are kept."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self._limit = limit_seconds
+        self._lock = threading.Condition()
+        self._main: Channel | None = None
+        self._idle: list[Channel] = []
+
+    def connect(self, main: Channel) -> None:
+        """There is a new auth process."""
+        with self._lock:
+            old, self._main = [self._main, *self._idle], main
+            self._idle = []
+            self._lock.notify_all()
+        for channel in old:
+            if channel is not None:
+                channel.close()
+
+    def ask(self, request: bytes) -> bytes:
+        """Send a request, and once more if auth dies of it or before.
+
+        Raises Gone or TimeoutError if there is no answer.
+        """
+        for last in (False, True):
+            channel = self._take()
+            try:
+                channel.send(request)
+                answer = channel.receive(frames.WORK_LIMIT_OCTETS)
+            except (Gone, TimeoutError) as error:
+                channel.close()
+                if last or isinstance(error, TimeoutError):
+                    raise
+            else:
+                self._give_back(channel)
+                return answer
+        raise AssertionError
+
+    def _take(self) -> Channel:
+        deadline = time.monotonic() + _AUTH_START_SECONDS
+        while True:
+            with self._lock:
+                if self._idle:
+                    return self._idle.pop()
+                main = self._main
+                if main is None:
+                    if not self._lock.wait(deadline - time.monotonic()):
+                        raise Gone(unread=True)
+                    continue
+            try:
+                return self._new(main)
+            except Gone:
+                with self._lock:
+                    if self._main is main:
+                        self._main = None
+
+    def _new(self, main: Channel) -> Channel:
+        ours, theirs = Channel.pair()
+        with theirs:
+            try:
+                main.send(Control(Kind.CONNECT).encode(), (theirs.fileno(),))
+            except Gone:
+                ours.close()
+                raise
+        ours.limit_waiting(self._limit)
+        return ours
+
+    def _give_back(self, channel: Channel) -> None:
+        with self._lock:
+            if len(self._idle) < _IDLE_CHANNELS:
+                self._idle.append(channel)
+                return
+        channel.close()
+
+
+class RemoteGate:
+    """The server's way to all that it has no rights for.  See gate.Gate.
+
+    ``mechanisms`` are those that all sources can serve; ``auth_limit`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        control: Channel,
+        mechanisms: frozenset[str],
+        auth_limit: float,
+        throttle: Throttle | None = None,
+    ) -> None:
+        self.mechanisms = mechanisms
+        self.auth = AuthChannels(auth_limit)
+        self.throttle = throttle
+        self._control = control
+        self._lock = threading.Lock()
+        self._waiting: dict[int, queue.SimpleQueue[Channel | Refusal]] = {}
+
+    def admit(self, session_id: str, peer: Peer) -> RemotePass:
+        return RemotePass(self, session_id, peer)
+
+    def obey(self, stop: Callable[[], None]) -> None:
+        """Take what the monitor says, in a thread of its own; ``stop`` is called when it says so.
+
+        Without a monitor there is nothing to live for: the process ends.
+        """
+        try:
+            while True:
+                octets, descriptors = self._control.receive_with(frames.CONTROL_LIMIT_OCTETS, 1)
+                self._obey(frames.decode_control(octets, frames.TO_SERVER), descriptors, stop)
+        except Gone:
+            os._exit(1)
+        except Exception:
+            log.exception("internal error towards the monitor")
+            os._exit(1)
+
+    def _obey(self, frame: Control, descriptors: list[int], stop: Callable[[], None]) -> None:
+        match frame.kind:
+            case Kind.STOP:
+                stop()
+            case Kind.LOG:
+                take_log(descriptors)
+            case Kind.CONNECT:
+                self.auth.connect(Channel.of(descriptors[0]))
+            case Kind.GRANTED:
+                self._hand_out(frame.number, Channel.of(descriptors[0]))
+            case Kind.REFUSED:
+                self._hand_out(frame.number, Refusal(int(frame.texts[0])))
+
+    def _hand_out(self, session: int, answer: Channel | Refusal) -> None:
+        with self._lock:
+            waiting = self._waiting.pop(session, None)
+            if waiting is not None:
+                waiting.put(answer)
+                return
+        if isinstance(answer, Channel):
+            answer.close()
+
+    def grant(self, session: int) -> Channel:
+        """A new channel to the worker of whom the session has proved to be.  Raises Refused."""
+        answers: queue.SimpleQueue[Channel | Refusal] = queue.SimpleQueue()
+        with self._lock:
+            self._waiting[session] = answers
+        self.tell(Kind.GRANT, session)
+        try:
+            answer = answers.get(timeout=_GRANT_LIMIT_SECONDS)
+        except queue.Empty:
+            with self._lock:
+                self._waiting.pop(session, None)
+            with contextlib.suppress(queue.Empty):
+                late = answers.get_nowait()
+                if isinstance(late, Channel):
+                    late.close()
+            raise Refused(_NOT_NOW) from None
+        if isinstance(answer, Refusal):
+            raise Refused(_NO_WORKER if answer is Refusal.NO_ROOM else _NOT_NOW)
+        answer.limit_waiting(SILENCE_LIMIT_SECONDS)
+        return answer
+
+    def tell(self, kind: Kind, session: int) -> None:
+        """Say something about a session to the monitor; if it is gone, so are we, soon."""
+        with contextlib.suppress(Gone):
+            self._control.send(Control(kind, session).encode())
+
+
+class RemotePass:
+    """See gate.Pass."""
+
+    def __init__(self, gate: RemoteGate, session_id: str, peer: Peer) -> None:
+        self._gate = gate
+        self._id = session_id
+        self._number = int(session_id, 16)
+        self._origin = Origin(peer.address, peer.local_address)
+        self._login = ""
+        self._worker: Channel | None = None
+
+    def challenge(self) -> bytes:
+        return self._gate.auth.ask(frames.encode_challenge(self._number))
+
+    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+        login = frames.Login(self._number, self._id, mechanism, credentials, self._origin)
+        try:
+            request = frames.encode_login(login)
+            verdict = frames.decode_verdict(self._gate.auth.ask(request))
+        except (Gone, TimeoutError, BadFrame) as error:
+            log.error("s=%s auth does not answer: %s", self._id, error)
+            return Verdict.UNAVAILABLE
+        if verdict is Verdict.ACCEPTED:
+            self._login = credentials.user
+        return verdict
+
+    def submit(self, envelope: Envelope, content: Content) -> Reply:
+        if not self._login:
+            return replies.AUTH_REQUIRED
+        if self._gate.throttle is not None:
+            refusal = self._gate.throttle.refusal(self._login, self._id)
+            if refusal is not None:
+                return refusal
+        try:
+            return self._submit(envelope, content)
+        except Refused as error:
+            log.warning("s=%s no worker: %s", self._id, error)
+            return error.reply
+        except OSError as error:
+            log.error("s=%s no room for the message: %s", self._id, error)
+            return replies.NO_ROOM
+
+    def _submit(self, envelope: Envelope, content: Content) -> Reply:
+        """Give the message to the worker.
+
+        One that is leaving, or has died without having read the message, is replaced; once it
+        has been read nobody may try again, for it may have been sent.
+        """
+        encoded = frames.encode_envelope(envelope, self._id)
+        with contextlib.ExitStack() as stack:
+            files: list[int] = []
+            here: bytes | None = encoded
+            if len(encoded) > frames.INLINE_LIMIT_OCTETS // 2:
+                files.append(stack.enter_context(memory_file(encoded)).fileno())
+                here = None
+            inline: bytes | None = None
+            room = frames.INLINE_LIMIT_OCTETS - len(here or b"")
+            if content.size_octets <= room:
+                inline = content.head(content.size_octets)
+            else:
+                files.append(content.descriptor())
+            octets = Submission(content.size_octets, len(encoded), here, inline).encode()
+            for _ in range(_ATTEMPTS):
+                worker = self._worker = self._worker or self._gate.grant(self._number)
+                try:
+                    worker.send(octets, files)
+                    return self._answer(worker, len(envelope.recipients))
+                except Gone as error:
+                    self._part()
+                    if not error.unread:
+                        log.error("s=%s the worker has died with the message", self._id)
+                        return _DIED
+        log.error("s=%s no worker takes the message", self._id)
+        return _NOT_NOW
+
+    def _answer(self, worker: Channel, recipients: int) -> Reply:
+        """Wait for the reply.  A worker runs code of its user's: it is believed nothing."""
+        lines_left = 2 * recipients + 200
+        try:
+            while True:
+                reply, lines = frames.decode_answer(worker.receive(frames.WORKER_LIMIT_OCTETS))
+                self._log(lines[: max(lines_left, 0)])
+                lines_left -= len(lines)
+                if reply is not None:
+                    return reply
+        except TimeoutError:
+            log.error("s=%s the worker does not answer", self._id)
+            self._gate.tell(Kind.STUCK, self._number)
+            self._part()
+            return _STUCK
+        except BadFrame as error:
+            log.error("s=%s the worker breaks the protocol: %s", self._id, error)
+            self._part()
+            return _DIED
+
+    def _log(self, lines: list[LogLine]) -> None:
+        """A worker's lines, each under the name of this session whatever it claims."""
+        for level, text in lines:
+            text = printable(text, _LINE_OCTETS).removeprefix(f"s={self._id} ")
+            log.log(level if level in _LEVELS else logging.INFO, "s=%s %s", self._id, text)
+
+    def _part(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def close(self) -> None:
+        """The session has ended."""
+        self._part()
+        if self._login:
+            self._gate.tell(Kind.END, self._number)

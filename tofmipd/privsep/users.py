@@ -1,0 +1,156 @@
+"""What deals with the messages of one user, put together from the settings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from tofmipd.content import Content
+from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep.outbound import House, Observer, Outbound, Owner
+from tofmipd.privsep.virtualdomains import HomeScript, NoHome
+from tofmipd.settings import Settings
+from tofmipd.smtp.envelope import Envelope
+from tofmipd.smtp.reply import Reply
+from tofmipd.tmda.config import Surroundings
+from tofmipd.tmda.userfiles import UserFiles
+
+log = logging.getLogger(__name__)
+
+_NO_HOME = Reply(451, "3.5", ("Error: your home directory cannot be found",))
+# For so long an answer of the script holds.
+_HOME_SECONDS = 60
+
+Loading = Callable[[], AbstractContextManager[None]]
+
+
+class Submits(Protocol):
+    """Takes messages of one user and hands them over."""
+
+    def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user of this process.
+
+    ``home`` is that of the account which the process runs as; of a virtual user the script knows
+    another.
+    """
+
+    login: str
+    home: str
+    full_name: str
+
+
+def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> House:
+    return House(
+        settings.host_name,
+        settings.received,
+        settings.next_hop,
+        pool,
+        observer,
+        settings.scripts.pass_through,
+    )
+
+
+def home_script(settings: Settings) -> HomeScript | None:
+    scripts = settings.scripts
+    if not scripts.virtual_home:
+        return None
+    timeout = settings.programs.script_timeout
+    return HomeScript(scripts.virtual_home, scripts.search_path, timeout)
+
+
+def user_of(
+    settings: Settings,
+    place: House,
+    user: User,
+    *,
+    form: Literal["python", "literal"] = "python",
+    loading: Loading = contextlib.nullcontext,
+) -> Submits:
+    """What deals with a user's messages.
+
+    ``form`` says how a virtual user's configuration is read, "literal" where the process does not
+    run as the owner of his domain.
+    """
+    script = home_script(settings)
+    if script is not None:
+        return VirtualUser(settings, place, user, script, form, loading)
+    path = settings.user_config
+    if settings.configdir:
+        path = f"{settings.configdir}/{user.login}/config"
+    return _outbound(settings, place, user, path, user.home, "python", loading)
+
+
+def _outbound(
+    settings: Settings,
+    place: House,
+    user: User,
+    path: str,
+    home: str,
+    form: Literal["python", "literal"],
+    loading: Loading,
+) -> Outbound:
+    files = UserFiles(
+        path,
+        Surroundings(home, user.login, user.full_name, settings.host_name),
+        site_path=settings.site_config or None,
+        form=form,
+        required=True,
+        filter_path=settings.user_filter,
+        loading=loading,
+    )
+    return Outbound(Owner(user.login, home), files, place)
+
+
+class VirtualUser:
+    """A user whose home a script knows; it may depend on the address that the client chose."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        place: House,
+        user: User,
+        script: HomeScript,
+        form: Literal["python", "literal"],
+        loading: Loading,
+    ) -> None:
+        self._settings = settings
+        self._place = place
+        self._user = user
+        self._script = script
+        self._form = form
+        self._loading = loading
+        self._lock = threading.Lock()
+        self._homes: dict[str, tuple[float, str]] = {}
+        self._outbounds: dict[str, Outbound] = {}
+
+    def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
+        """See Outbound.submit."""
+        try:
+            outbound = self._outbound(envelope.peer.local_address)
+        except NoHome as error:
+            log.error("s=%s deferred: %s", session_id, error)
+            return _NO_HOME
+        return outbound.submit(envelope, content, session_id)
+
+    def _outbound(self, local_address: str) -> Outbound:
+        with self._lock:
+            asked, home = self._homes.get(local_address, (0.0, ""))
+            if not home or time.monotonic() - asked > _HOME_SECONDS:
+                home = self._script.home(self._user.login, self._user.home, local_address)
+                self._homes[local_address] = (time.monotonic(), home)
+            if home not in self._outbounds:
+                path = f"{home}/.tmda/config"
+                self._outbounds[home] = _outbound(
+                    self._settings, self._place, self._user, path, home, self._form, self._loading
+                )
+            return self._outbounds[home]

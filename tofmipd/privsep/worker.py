@@ -1,0 +1,279 @@
+"""A worker of global mode: it runs as one user, for good, and deals with that user's messages."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tofmipd.content import Content
+from tofmipd.errors import TEMPORARY
+from tofmipd.privsep import frames
+from tofmipd.privsep.channel import Channel, Gone, close_all
+from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine
+from tofmipd.smtp import replies
+from tofmipd.smtp.envelope import Envelope
+from tofmipd.smtp.reply import Reply
+
+log = logging.getLogger(__name__)
+
+MESSAGES_AT_ONCE = 8
+SESSIONS_LIMIT = 1000
+HEARTBEAT_SECONDS = 15
+_SEND_LIMIT_SECONDS = 30
+_BATCH_OCTETS = 32 << 10
+_LINES_LIMIT = 10_000
+_LINE_CHARACTERS = 2000
+
+_TOO_SLOW = Reply(451, "3.5", ("Error: reading your TMDA files takes too long",))
+
+Submit = Callable[[Envelope, Content, str], Reply]
+
+
+class Shipping(logging.Handler):
+    """Keeps log lines until they go to the server with an answer: a worker has no log of its own.
+
+    What a thread logs while it deals with a message belongs to that message.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = threading.local()
+        self._common: list[LogLine] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)[:_LINE_CHARACTERS]
+        except Exception as error:
+            text = f"a log line could not be made: {error!r}"[:_LINE_CHARACTERS]
+        lines = getattr(self._own, "lines", self._common)
+        if len(lines) < _LINES_LIMIT:
+            lines.append((record.levelno, text))
+
+    def begin(self) -> None:
+        self._own.lines = []
+
+    def take(self) -> list[LogLine]:
+        """The lines of the calling thread's message, and those that belong to none."""
+        common, self._common = self._common, []
+        own: list[LogLine] = self._own.__dict__.pop("lines", [])
+        return common + own
+
+
+class Worker:
+    """Serves sessions, a thread for each; the main thread obeys the monitor.
+
+    ``idle_timeout`` is in seconds.
+    """
+
+    def __init__(
+        self,
+        control: Channel,
+        login: str,
+        shipping: Shipping,
+        *,
+        idle_timeout: float,
+        size_limit_octets: int,
+    ) -> None:
+        self._control = control
+        self._login = login
+        self._shipping = shipping
+        self._idle_timeout = idle_timeout
+        self._size_limit = size_limit_octets
+        self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(MESSAGES_AT_ONCE)
+        self._sessions: dict[Channel, threading.Thread] = {}
+        # When the message that a session waits for came in, and when a worker last had one.
+        self._busy: dict[Channel, float] = {}
+        self._last_busy = time.monotonic()
+        self._asked = False
+        self._submit: Submit = lambda envelope, content, session_id: replies.INTERNAL_ERROR
+        os.register_at_fork(after_in_child=self._forget)
+
+    def run(self, submit: Submit) -> int:
+        """Until the monitor says so; messages under way are finished.  The exit status.
+
+        ``submit`` deals with one message.
+        """
+        self._submit = submit
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while True:
+            if not poll.poll(self._patience() * 1000):
+                self._keep_time()
+                continue
+            try:
+                octets, descriptors = self._control.receive_with(frames.CONTROL_LIMIT_OCTETS, 1)
+            except Gone:
+                return 1
+            frame = frames.decode_control(octets, frames.TO_WORKER)
+            if frame.kind is Kind.LEAVE:
+                self._leave()
+                return 0
+            self._take(Channel.of(descriptors[0]))
+
+    def _patience(self) -> float:
+        if self._asked or self._busy:
+            return HEARTBEAT_SECONDS
+        return max(self._last_busy + self._idle_timeout - time.monotonic(), 0.001)
+
+    def _keep_time(self) -> None:
+        """Show the server that somebody lives here; ask the monitor to go when there is no work."""
+        now = time.monotonic()
+        with self._lock:
+            waiting = [c for c, begun in self._busy.items() if now - begun > HEARTBEAT_SECONDS]
+            idle = not self._busy and now - self._last_busy >= self._idle_timeout
+        for channel in waiting:
+            with contextlib.suppress(Gone, TimeoutError, OSError):
+                channel.send(frames.encode_lines([]))
+        if idle and not self._asked:
+            self._asked = True
+            self._control.send(Control(Kind.IDLE).encode())
+
+    def _leave(self) -> None:
+        """A session that sends something now is told to find another worker, by the channel's
+        end; what it has sent before is still done."""
+        self._asked = True
+        with self._lock:
+            sessions = dict(self._sessions)
+        for channel in sessions:
+            channel.stop_reading()
+        for thread in sessions.values():
+            while thread.is_alive():
+                thread.join(HEARTBEAT_SECONDS)
+                self._keep_time()
+
+    def _take(self, channel: Channel) -> None:
+        """Serve one more session.  Where there can be no thread, serve it here until it ends."""
+        channel.limit_sending(_SEND_LIMIT_SECONDS)
+        thread = threading.Thread(target=self._serve, args=(channel,), daemon=True)
+        with self._lock:
+            if len(self._sessions) >= SESSIONS_LIMIT:
+                channel.close()
+                return
+            self._sessions[channel] = thread
+        try:
+            thread.start()
+        except RuntimeError:
+            self._end(channel)
+
+    def _end(self, channel: Channel) -> None:
+        with self._lock:
+            self._sessions.pop(channel, None)
+            self._busy.pop(channel, None)
+            self._last_busy = time.monotonic()
+        channel.close()
+
+    def _serve(self, channel: Channel) -> None:
+        """One message of a session after the other."""
+        try:
+            while True:
+                octets, descriptors = channel.receive_with(frames.WORK_LIMIT_OCTETS, 2)
+                with self._lock:
+                    self._busy[channel] = time.monotonic()
+                self._shipping.begin()
+                with self._turns:
+                    reply = self._deal_with(octets, descriptors)
+                self._answer(channel, reply)
+                with self._lock:
+                    self._busy.pop(channel, None)
+                    self._last_busy = time.monotonic()
+        except (Gone, BadFrame, TimeoutError, OSError):
+            pass
+        finally:
+            self._end(channel)
+
+    def _deal_with(self, octets: bytes, descriptors: list[int]) -> Reply:
+        try:
+            envelope, session_id, content = self._unpacked(octets, descriptors)
+            try:
+                return self._submit(envelope, content, session_id)
+            finally:
+                content.close()
+        except BadFrame as error:
+            log.error("the server breaks the protocol towards a worker: %s", error)
+        except Exception:
+            log.exception("internal error")
+        return replies.INTERNAL_ERROR
+
+    def _unpacked(self, octets: bytes, descriptors: list[int]) -> tuple[Envelope, str, Content]:
+        """Raises BadFrame, OSError."""
+        try:
+            submission = frames.decode_submission(octets)
+            if len(descriptors) != submission.files:
+                raise BadFrame("descriptors are missing")
+            encoded = submission.envelope
+            if encoded is None:
+                size = submission.envelope_octets
+                _check_file(descriptors[0], size)
+                encoded = os.pread(descriptors[0], size, 0)
+            envelope, session_id = frames.decode_envelope(encoded, self._login)
+            if submission.size_octets > self._size_limit:
+                raise BadFrame("the message is too big")
+            if submission.inline is not None:
+                content = Content()
+                content.write(submission.inline)
+            else:
+                _check_file(descriptors[-1], submission.size_octets)
+                content = Content.of_file(descriptors.pop(), submission.size_octets)
+            return envelope, session_id, content
+        finally:
+            close_all(descriptors)
+
+    def _answer(self, channel: Channel, reply: Reply) -> None:
+        """The reply, after as many frames of log lines as it takes."""
+        batch: list[LogLine] = []
+        octets = 0
+        for line in self._shipping.take():
+            size = 4 * len(line[1]) + 3
+            if octets + size > _BATCH_OCTETS:
+                channel.send(frames.encode_lines(batch))
+                batch, octets = [], 0
+            batch.append(line)
+            octets += size
+        channel.send(frames.encode_answer(reply, batch))
+
+    @contextlib.contextmanager
+    def loading(self, seconds: float) -> Iterator[None]:
+        """Within this the user's files are read, and his configuration is run: if that takes too
+        long the process ends, for nothing else ends a loop in a program.
+
+        First come answers for whoever waits; where no thread gets a turn any more the kernel's
+        own timer ends it.
+        """
+        timer = threading.Timer(seconds, self._give_up, (seconds,))
+        timer.daemon = True
+        signal.setitimer(signal.ITIMER_REAL, seconds + 2)
+        with contextlib.suppress(RuntimeError):
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _give_up(self, seconds: float) -> None:
+        line = (logging.ERROR, f"reading the user's files took longer than {seconds:g} s")
+        with self._lock:
+            for channel in self._busy:
+                with contextlib.suppress(Gone, TimeoutError, OSError):
+                    channel.send(frames.encode_answer(_TOO_SLOW, [line]))
+            os._exit(TEMPORARY)
+
+    def _forget(self) -> None:
+        """In a process that the user's configuration has forked: it speaks for nobody."""
+        for channel in [self._control, *self._sessions]:
+            channel.close()
+
+
+def _check_file(descriptor: int, size: int) -> None:
+    """Raises BadFrame unless it is a plain file of that size."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        raise BadFrame("a descriptor is not the file that was announced")

@@ -1,0 +1,62 @@
+"""Which workers the monitor has: one for each identity, the one used last at the end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from tofmipd.privsep.children import Child
+from tofmipd.privsep.identity import Identity
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker(Child):
+    """``frames`` counts what it has said."""
+
+    identity: Identity
+    frames: int = 0
+
+
+class Workers:
+    """Those that serve, by identity, and those that have been asked to leave."""
+
+    def __init__(self) -> None:
+        self._serving: OrderedDict[Identity, Worker] = OrderedDict()
+        self._all: dict[int, Worker] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._all)
+
+    @property
+    def leaving(self) -> int:
+        """How many have been asked to leave and have not yet."""
+        return len(self._all) - len(self._serving)
+
+    def all(self) -> list[Worker]:
+        return list(self._all.values())
+
+    def add(self, worker: Worker) -> None:
+        self._all[worker.pid] = worker
+        self._serving[worker.identity] = worker
+
+    def find(self, identity: Identity) -> Worker | None:
+        """The one that serves the identity."""
+        return self._serving.get(identity)
+
+    def use(self, worker: Worker) -> None:
+        if worker.identity in self._serving:
+            self._serving.move_to_end(worker.identity)
+
+    def least_recently_used(self) -> Worker | None:
+        return next(iter(self._serving.values()), None)
+
+    def retire(self, worker: Worker) -> None:
+        """It serves nobody new."""
+        if self._serving.get(worker.identity) is worker:
+            del self._serving[worker.identity]
+
+    def remove(self, worker: Worker) -> None:
+        """It is dead."""
+        self.retire(worker)
+        self._all.pop(worker.pid, None)

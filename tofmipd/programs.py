@@ -1,0 +1,89 @@
+"""Running a program for somebody: no shell, a clean environment, a limit on its time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from tofmipd import cpus
+
+# For programs that an administrator names; what runs as a user gets the same.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OUTPUT_LIMIT_OCTETS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended.
+
+    ``status`` is its exit status, negative for the signal that ended it, None if it was ended
+    because its time was up.  ``output`` is the beginning of what it wrote.
+    """
+
+    status: int | None
+    output: bytes
+
+
+def run(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float,
+    *,
+    stdin: IO[bytes] | None = None,
+    directory: str = "/",
+) -> Outcome:
+    """Run a program to its end; ``timeout`` is in seconds.
+
+    Its output and error output are read together.  What is still running of its process group
+    when its time is up is killed.  Raises OSError or ValueError if it cannot be started.
+    """
+    with cpus.all_of_them():
+        process = subprocess.Popen(
+            list(arguments),
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    with process:
+        ended, output = _listen(process, timeout)
+        if not ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return Outcome(process.returncode if ended else None, output)
+
+
+def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, bytes]:
+    """Wait for the end of a process and read what it writes, which is dropped beyond a limit.
+
+    Whether it ended in time, and the text.  Its children may go on, and keep the pipe open.
+    """
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    os.set_blocking(pipe, False)
+    output = b""
+    deadline = time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    with open(os.pidfd_open(process.pid), "rb", buffering=0) as end:
+        poll.register(end, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {descriptor for descriptor, _ in poll.poll(left * 1000)}
+            if pipe in ready:
+                with contextlib.suppress(BlockingIOError):
+                    octets = os.read(pipe, 65536)
+                    output = (output + octets)[:OUTPUT_LIMIT_OCTETS]
+                    if not octets:
+                        poll.unregister(pipe)
+            elif end.fileno() in ready:
+                return True, output
+    return False, output
