@@ -98,6 +98,8 @@ def measure(
     workload: Workload, contenders: Sequence[Contender], programs: Programs, options: Options
 ) -> dict[str, list[Round]]:
     """Measure and print one workload, in interleaved rounds: A B C, A B C, ..."""
+    if workload.users:
+        contenders = [contender for contender in contenders if contender.many_users]
     with all_running(contenders, programs) as running:
         rounds: dict[str, list[Round]] = {proxy.contender.name: [] for proxy in running}
         for number in range(-1, options.rounds):  # -1 is to warm up

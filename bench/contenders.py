@@ -10,11 +10,14 @@ from pathlib import Path
 
 from launch import HOST, PASSWORD, USER, Launch, Place
 from ofmipd import (
+    global_unusable,
     one_session_tmda,
     one_session_tofmipd,
+    prepare_global,
     prepare_tmda_pure,
     prepare_tmda_tagging,
     prepare_tofmipd,
+    remove_accounts,
     tofmipd_version,
 )
 from programs import HERE, Programs
@@ -43,6 +46,8 @@ class Contender:
     account_variable: str = ""
     default_account: str | None = None
     is_proxy: bool = True
+    many_users: bool = False  # knows all that a workload may have
+    clean_up: Callable[[], None] | None = None
     slow: bool = False  # reduced message counts, fewer rounds
 
     def account(self) -> str | None:
@@ -213,6 +218,16 @@ CONTENDERS = [
         version=tofmipd_version,
         one_session=one_session_tofmipd,
         account_variable="TOFMIPD_ACCOUNT",
+        many_users=True,
+    ),
+    Contender(
+        "tofmipd-global",
+        ("TOFMIPD",),
+        prepare_global,
+        unusable=global_unusable,
+        version=tofmipd_version,
+        many_users=True,
+        clean_up=remove_accounts,
     ),
     Contender(
         "tmda-ofmipd-pure",

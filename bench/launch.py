@@ -6,7 +6,10 @@ from pathlib import Path
 from programs import Programs
 
 HOST = "127.0.0.1"
-USER, PASSWORD = "bench", "s3cret-pass"
+USER, PASSWORD = "tofbench", "s3cret-pass"
+# Those of a workload with many users are called USER0, USER1 ...
+MANY_USERS = 10
+ALL_USERS = [USER, *(f"{USER}{number}" for number in range(MANY_USERS))]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """How tofmipd and its ancestor tmda-ofmipd are configured and started."""
 
+import contextlib
 import os
+import pwd
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from launch import HOST, PASSWORD, USER, Launch, Place
+from launch import ALL_USERS, HOST, PASSWORD, USER, Launch, Place
 from programs import Programs
 
 USER_CONFIG = """\
@@ -15,6 +18,9 @@ USERNAME = "sender"
 HOSTNAME = "example.org"
 CRYPT_KEY_FILE = "{home}/.tmda/crypt_key"
 """
+
+KEY = "0123456789abcdef" * 2 + "01234567\n"
+SERVICE = f"{USER}-service"
 
 MSMTP_CONFIG = """\
 account default
@@ -29,12 +35,18 @@ def home_of(place: Place) -> Path:
     return place.directory / "home"
 
 
+def write_passwords(place: Place) -> str:
+    """One password for all."""
+    return place.write("auth", "".join(f"{user}:{PASSWORD}\n" for user in ALL_USERS), 0o600)
+
+
 def write_files(place: Place) -> list[str]:
     """Write AUTHFILE, key and CONFIGDIR/USER/config; return the options naming them."""
-    auth = place.write("auth", f"{USER}:{PASSWORD}\n", 0o600)
-    place.write("home/.tmda/crypt_key", "0123456789abcdef" * 2 + "01234567\n", 0o600)
+    auth = write_passwords(place)
+    place.write("home/.tmda/crypt_key", KEY, 0o600)
     config = USER_CONFIG.format(host=HOST, port=place.sink_port, home=home_of(place))
-    place.write(f"config/{USER}/config", config)
+    for user in ALL_USERS:
+        place.write(f"config/{user}/config", config)
     return ["-a", auth, "-c", str(place.directory / "config")]
 
 
@@ -49,6 +61,40 @@ def tofmipd_launch(place: Place, *arguments: str) -> Launch:
 def prepare_tofmipd(place: Place) -> Launch:
     """Tags each message and hands it over before it acknowledges it."""
     return tofmipd_launch(place, "-f", "-p", f"{HOST}:{place.port}")
+
+
+def global_unusable(_: Programs) -> str | None:
+    """Root serves accounts, which are made for the measurement and removed after it."""
+    if os.getuid() != 0:
+        return "needs root"
+    for name in (SERVICE, *ALL_USERS):
+        with contextlib.suppress(KeyError):
+            return f"there is an account {pwd.getpwnam(name).pw_name} already"
+    return None
+
+
+def prepare_global(place: Place) -> Launch:
+    """All users of a system, each with a worker of his own."""
+    homes = place.directory / "accounts"
+    homes.mkdir()
+    for user in (SERVICE, *ALL_USERS):
+        home = homes / user
+        add = ["useradd", "--user-group", "--no-create-home", "--home-dir", str(home), user]
+        subprocess.run(add, check=True)
+        config = USER_CONFIG.format(host=HOST, port=place.sink_port, home=home)
+        place.write(f"accounts/{user}/.tmda/config", config)
+        place.write(f"accounts/{user}/.tmda/crypt_key", KEY, 0o600)
+        entry = pwd.getpwnam(user)
+        for path in [home, *home.rglob("*")]:
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+    options = ["-f", "-p", f"{HOST}:{place.port}", "-a", write_passwords(place), "-u", SERVICE]
+    return Launch([*place.programs["TOFMIPD"], *options])
+
+
+def remove_accounts() -> None:
+    """Those that ``prepare_global`` has made."""
+    for user in (SERVICE, *ALL_USERS):
+        subprocess.run(["userdel", user], stderr=subprocess.DEVNULL, check=False)
 
 
 def one_session_tofmipd(place: Place) -> Launch:

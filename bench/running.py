@@ -48,6 +48,7 @@ class Running:
         self._port = free_port()
         self._sink_port = free_port() if contender.is_proxy else self._port
         self._meter = make_meter(contender.name)
+        self._prepared = False
         self._process: subprocess.Popen[bytes] | None = None
         self._sink: subprocess.Popen[bytes] | None = None
 
@@ -58,6 +59,7 @@ class Running:
             self._sink = subprocess.Popen([*self._programs["SMTPSINK"], str(self._sink_port)])
             wait_for_greeting(self._sink_port, self._sink)
         account = self.contender.account()
+        self._prepared = True
         place = Place(self._directory, self._port, self._sink_port, self._programs)
         launch = self.contender.prepare(place)
         give_to_account(self._directory, account)
@@ -80,6 +82,9 @@ class Running:
             terminate(self._process, self._meter.pids)
         if self._sink:
             terminate(self._sink)
+        if self.contender.clean_up and self._prepared:
+            self.contender.clean_up()
+            self._prepared = False
         self._meter.close()
 
     def log_tail(self) -> str:
@@ -107,11 +112,12 @@ class Running:
         return command + [str(argument) for argument in arguments]
 
     def _message_load(self, workload: Workload, messages: int) -> list[str]:
-        pipelining = ["-x"] if workload.pipelining else []
+        more: list[object] = ["-x"] if workload.pipelining else []
+        more += ["-U", workload.users] if workload.users else []
         return self._load_command(
             *("-c", min(workload.connections, messages), "-m", workload.per_connection),
             *("-n", messages, "-s", workload.size, "-r", workload.recipients),
-            *("-t", workload.time_limit, *pipelining),
+            *("-t", workload.time_limit, *more),
         )
 
     def round(self, workload: Workload, messages: int) -> Round:

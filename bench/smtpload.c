@@ -39,7 +39,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REPLY_MAX = 4096, MAX_EVENTS = 256, MAX_RECIPIENTS = 1000 };
+enum { REPLY_MAX = 4096, MAX_EVENTS = 256, MAX_RECIPIENTS = 1000, MAX_USERS = 100 };
 
 /* What the next reply on a connection answers. */
 enum step { GREETING, EHLO, AUTH, MAIL, RCPT, DATA, BODY, QUIT, IDLE };
@@ -66,6 +66,7 @@ struct connection {
     int wants_write;            /* EPOLLOUT is armed */
     double connected_at;        /* connect() was called */
     double mail_at;             /* MAIL was queued */
+    const char *auth_response;
     char *command;              /* unsent command bytes */
     size_t command_len, command_done;
     size_t body_left;           /* unsent bytes of the shared body */
@@ -82,6 +83,7 @@ static long message_total = 1;
 static size_t message_size = 2048;
 static int recipient_count = 1;
 static const char *user, *password;
+static int user_count;          /* 0: the one user; else USER0, USER1 ... in turn */
 static int use_pipelining;
 static double time_limit = 60;
 static double idle_seconds;
@@ -93,7 +95,7 @@ static struct connection *connections;
 static int open_connections, idle_connections;
 static char *body;
 static size_t body_len, command_size;
-static char auth_response[1024];
+static char auth_responses[MAX_USERS][1024];
 static long started, succeeded, failed, sessions, setup_count;
 static double *latencies, *setups;
 static double last_success;
@@ -151,18 +153,17 @@ static void build_body(void)
     body_len += 3;
 }
 
-/* auth_response = base64(NUL user NUL password) */
-static void build_auth_response(void)
+/* base64(NUL user NUL password) */
+static void build_auth_response(char *out, const char *name)
 {
     static const char digits[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     unsigned char raw[512] = { 0 };
-    size_t user_len = strlen(user), raw_len = user_len + strlen(password) + 2;
-    char *out = auth_response;
+    size_t user_len = strlen(name), raw_len = user_len + strlen(password) + 2;
 
     if (raw_len > sizeof raw - 2)
         errno = E2BIG, die("user and password");
-    memcpy(raw + 1, user, user_len);
+    memcpy(raw + 1, name, user_len);
     memcpy(raw + user_len + 2, password, strlen(password));
     for (size_t i = 0; i < raw_len; i += 3) {
         unsigned long group = raw[i] << 16 | raw[i + 1] << 8 | raw[i + 2];
@@ -170,6 +171,18 @@ static void build_auth_response(void)
         *out++ = digits[group >> 12 & 63];
         *out++ = i + 1 < raw_len ? digits[group >> 6 & 63] : '=';
         *out++ = i + 2 < raw_len ? digits[group & 63] : '=';
+    }
+}
+
+static void build_auth_responses(void)
+{
+    char name[256];
+
+    if (user_count == 0)
+        build_auth_response(auth_responses[0], user);
+    for (int i = 0; i < user_count; i++) {
+        snprintf(name, sizeof name, "%s%d", user, i);
+        build_auth_response(auth_responses[i], name);
     }
 }
 
@@ -217,6 +230,7 @@ static void open_connection(struct connection *c)
 
     memset(c, 0, sizeof *c);
     c->command = command;
+    c->auth_response = auth_responses[sessions % (user_count ? user_count : 1)];
     c->step = GREETING;
     c->wants_write = 1;
     c->connected_at = now();
@@ -289,7 +303,7 @@ static void begin_step(struct connection *c, enum step step)
     }
     switch (step) {
     case EHLO:  queue_command(c, "EHLO bench.example.org\r\n"); break;
-    case AUTH:  queue_command(c, "AUTH PLAIN %s\r\n", auth_response); break;
+    case AUTH:  queue_command(c, "AUTH PLAIN %s\r\n", c->auth_response); break;
     case MAIL:  queue_command(c, "MAIL FROM:<sender@example.org>\r\n"); break;
     case RCPT:  queue_command(c, "RCPT TO:<rcpt%d@example.net>\r\n",
                               c->recipients_accepted); break;
@@ -494,7 +508,7 @@ static void usage(void)
     fprintf(stderr,
         "usage: smtpload [-h IPv4] [-p port] [-c connections]\n"
         "                [-m messages-per-connection] [-n total-messages]\n"
-        "                [-s bytes] [-r recipients] [-u user -w password]\n"
+        "                [-s bytes] [-r recipients] [-u user -w password [-U users]]\n"
         "                [-x (pipelining)] [-t seconds] [-I idle-seconds]\n");
     exit(2);
 }
@@ -503,7 +517,7 @@ static void parse_options(int argc, char **argv)
 {
     int option;
 
-    while ((option = getopt(argc, argv, "h:p:c:m:n:s:r:u:w:xt:I:")) != -1)
+    while ((option = getopt(argc, argv, "h:p:c:m:n:s:r:u:U:w:xt:I:")) != -1)
         switch (option) {
         case 'h': host = optarg; break;
         case 'p': port = atoi(optarg); break;
@@ -513,6 +527,7 @@ static void parse_options(int argc, char **argv)
         case 's': message_size = strtoul(optarg, NULL, 10); break;
         case 'r': recipient_count = atoi(optarg); break;
         case 'u': user = optarg; break;
+        case 'U': user_count = atoi(optarg); break;
         case 'w': password = optarg; break;
         case 'x': use_pipelining = 1; break;
         case 't': time_limit = atof(optarg); break;
@@ -524,7 +539,7 @@ static void parse_options(int argc, char **argv)
     if (optind != argc || port < 1 || port > 65535 || connection_count < 1
         || messages_per_connection < 1 || message_total < 1 || time_limit <= 0
         || recipient_count < 1 || recipient_count > MAX_RECIPIENTS
-        || !user != !password)
+        || !user != !password || user_count < 0 || user_count > MAX_USERS)
         usage();
 }
 
@@ -540,8 +555,8 @@ int main(int argc, char **argv)
         usage();
     build_body();
     if (user)
-        build_auth_response();
-    command_size = sizeof auth_response + 64 + recipient_count * 48;
+        build_auth_responses();
+    command_size = sizeof auth_responses[0] + 64 + recipient_count * 48;
     connections = allocate(connection_count, sizeof *connections);
     latencies = allocate(message_total, sizeof *latencies);
     setups = allocate(message_total + connection_count, sizeof *setups);

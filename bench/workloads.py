@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from launch import MANY_USERS
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -16,6 +18,7 @@ class Workload:
     size: int = 2048
     recipients: int = 1
     pipelining: bool = False
+    users: int = 0  # 0: all sessions are one user's
     time_limit: int = 60
 
 
@@ -33,6 +36,7 @@ WORKLOADS = [
     Workload("b", "2 KB, 10 connections, 1 message each", 10, 1, 1000, 60),
     Workload("c", "100 KB, 10 connections", 10, 20, 400, 40, size=100_000),
     Workload("d", "5 MB, 2 connections", 2, 5, 20, 4, size=5_000_000),
+    Workload("u", "2 KB, 10 users, 20 messages per connection", 10, 20, 2000, 60, users=MANY_USERS),
     Workload("e", "2 KB, 200 connections", 200, 10, 2000, 100, time_limit=40),
     Workload("f", "2 KB, 10 recipients, 10 connections", 10, 20, 1000, 20, recipients=10),
 ]

@@ -93,7 +93,7 @@ def _answer_at_once(parser: Parser, options: argparse.Namespace) -> None:
     if options.help:
         sys.stdout.write(parser.format_help())
     elif options.full_version:
-        print(full_version())
+        print(full_version(_global_mode_of(options)))
     elif options.version:
         print(f"tofmipd {__version__}")
     else:
@@ -187,6 +187,10 @@ def _global_mode(options: argparse.Namespace, who: Person) -> GlobalMode | None:
         if options.username and options.username != who.name:
             raise Fatal(PERMISSION, f"only root can run as -u {options.username}; start as root")
         return None
+    return _global_mode_of(options)
+
+
+def _global_mode_of(options: argparse.Namespace) -> GlobalMode:
     service = options.username or GlobalMode().service
     return GlobalMode(service, options.min_uid, options.max_workers)
 
@@ -226,7 +230,7 @@ def host_name() -> str:
     return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
-def full_version() -> str:
+def full_version(mode: GlobalMode) -> str:
     import ssl
     from importlib.metadata import PackageNotFoundError, version
 
@@ -239,4 +243,5 @@ def full_version() -> str:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             lines.append(f"{package} not installed")
+    lines.append(f"started by root: {mode.roles}; else all is yours")
     return "\n".join(lines)

@@ -12,16 +12,24 @@ from collections.abc import Iterator
 _allowed: set[int] = set()
 
 
-def keep_to_one() -> None:
+def keep_to_one(number: int | None = None, *, but: int | None = None) -> None:
     """Run on one CPU from now on, threads started later included; does nothing where there is
-    no choice."""
+    no choice.
+
+    ``number`` chooses among the CPUs, the process's own number if it is None; ``but`` is a number
+    whose choice is left out: two that work for each other had better not share a CPU.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return
-    cpus = os.sched_getaffinity(0)
-    if len(cpus) > 1:
-        _allowed.update(cpus)
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {sorted(cpus)[os.getpid() % len(cpus)]})
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        return
+    _allowed.update(cpus)
+    if but is not None:
+        del cpus[but % len(cpus)]
+    chosen = cpus[(os.getpid() if number is None else number) % len(cpus)]
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {chosen})
 
 
 @contextlib.contextmanager

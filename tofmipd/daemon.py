@@ -94,20 +94,12 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
         background.succeed()
     else:
         announce(sockets)
-        print(f"\tRunning as {who_runs_as_whom(mode)}", file=sys.stderr, flush=True)
-    log.info("started, pid %d; %s", os.getpid(), who_runs_as_whom(mode))
+        print(f"\tRunning as {mode.roles}", file=sys.stderr, flush=True)
+    log.info("started, pid %d; %s", os.getpid(), mode.roles)
     status = monitor.run()
     log.info("stopped")
     _deaf()
     return status
-
-
-def who_runs_as_whom(mode: GlobalMode) -> str:
-    """One line for the start and for ``-V`` (feature row TO-20)."""
-    return (
-        f"monitor: root, server and auth: {mode.service},"
-        f" workers: the user who logged in (uid {mode.min_uid} or above)"
-    )
 
 
 def check_scripts(scripts: Scripts) -> None:

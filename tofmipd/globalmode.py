@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401 - the socket module would import it under a user's uid
+# What others import when they need it first: by then this is another uid's process, which may not
+# be able to read a library that was installed for root.
+import encodings.ascii
+import encodings.idna
+import encodings.latin_1
+import encodings.unicode_escape  # noqa: F401
 import logging
 import os
 import socket
@@ -108,7 +113,7 @@ class GlobalDaemon:
         confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
         self._step_down()
         if settings.one_cpu:
-            cpus.keep_to_one()
+            cpus.keep_to_one(self.monitor)
         # One source may keep a login waiting after the other.
         auth_limit = settings.programs.source_timeout * len(settings.all_sources) + 5
         gate = RemoteGate(control, offered(settings), auth_limit, throttle_of(settings))
@@ -177,6 +182,8 @@ class GlobalDaemon:
         become(account.rights)
         linux.hide()
         end_with_monitor(self.monitor)
+        if settings.one_cpu:
+            cpus.keep_to_one(account.rights.uid, but=self.monitor)
         os.umask(0o077)
         _clean_environment(identity, account.home)
         shipping = Shipping()

@@ -76,6 +76,14 @@ class GlobalMode:
     max_workers: int = 200
     worker_idle: float = 30
 
+    @property
+    def roles(self) -> str:
+        """Who runs as whom, for the start and for ``-V`` (feature row TO-20)."""
+        return (
+            f"monitor: root, server and auth: {self.service},"
+            f" workers: the user who logged in (uid {self.min_uid} or above)"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Scripts:

@@ -52,7 +52,7 @@ _TAGGED = re.compile(
     rb"([0-9a-f]+) (OK|NO|BAD)(?: \[([A-Z]+)[ \]].*| .*)?", re.IGNORECASE | re.DOTALL
 )
 # A NO with one of these codes says nothing about the password (RFC 5530).
-_NO_VERDICT = frozenset({"UNAVAILABLE", "PRIVACYREQUIRED", "SERVERBUG", "LIMIT", "INUSE"})
+_TROUBLE_CODES = frozenset({"UNAVAILABLE", "PRIVACYREQUIRED", "SERVERBUG", "LIMIT", "INUSE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +95,14 @@ def _split_place(place: str) -> tuple[str, str | None]:
 
 
 def _host(text: str) -> str:
-    try:
-        if not text.isascii() or not text.isprintable():
-            raise ValueError
-        if text.startswith("["):
+    with contextlib.suppress(ValueError):
+        if text.startswith("[") and text.isascii() and text.isprintable():
             return str(ipaddress.IPv6Address(text[1:-1]))
         if re.fullmatch("[0-9.]+", text):
             return str(ipaddress.IPv4Address(text))
-    except ValueError:
-        raise ValueError(f"not a host: {text!r}, {_FORM}") from None
-    if not _HOST_NAME.fullmatch(text):
-        raise ValueError(f"not a host: {text!r}, {_FORM}")
-    return text
+        if _HOST_NAME.fullmatch(text):
+            return text
+    raise ValueError(f"not a host: {text!r}, {_FORM}")
 
 
 class ImapSource:
@@ -141,7 +137,8 @@ class ImapSource:
         server = self._server_for(origin)
         try:
             return self._ask(server, credentials)
-        except (OSError, ValueError, _NoVerdict) as error:  # ValueError: unfit names
+        except (OSError, ValueError, RuntimeError, _NoVerdict) as error:
+            # A name may be unfit for the resolver or for TLS, and threads may be used up.
             # Nothing that came after the password is in the text: a server may repeat it.
             log.warning("%s unavailable: %s", server, error)
             return Verdict.UNAVAILABLE
@@ -154,23 +151,16 @@ class ImapSource:
 
     def _ask(self, server: RemoteServer, credentials: Password) -> Verdict:
         deadline = _Deadline(self._timeout_seconds)
-        with (
-            _connect(server.host, server.port, deadline) as plain,
-            self._protected(plain, server.host, deadline) as sock,
-        ):
+        with _connect(server, deadline, self._context) as sock:
+            if isinstance(sock, ssl.SSLSocket):
+                sock.settimeout(deadline.left_seconds())  # for the handshake as a whole
+                sock.do_handshake()
             talk = _Talk(sock, deadline)
             verdict = _log_in(talk, credentials.user.encode(), credentials.password)
             # The verdict stands whatever becomes of the farewell.
             with contextlib.suppress(OSError):
                 talk.send(b"bye LOGOUT\r\n")
         return verdict
-
-    def _protected(self, sock: socket.socket, host: str, deadline: _Deadline) -> socket.socket:
-        if self._context is None:
-            return sock
-        # This limits the handshake as a whole.
-        sock.settimeout(deadline.left_seconds())
-        return self._context.wrap_socket(sock, server_hostname=host)
 
 
 class _NoVerdict(Exception):
@@ -192,7 +182,10 @@ class _Deadline:
 
 
 class _Talk:
-    """Lines to and from a server, in bounded time and number."""
+    """Lines to and from a server, in bounded time and number.
+
+    Raises _NoVerdict and OSError.
+    """
 
     def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
         self._sock = sock
@@ -228,7 +221,7 @@ class _Talk:
 
 
 def _can_be_asked(credentials: Password) -> bool:
-    """Whether a command with these credentials is good, and does not end before its end."""
+    """Whether these can be right, and stand in one command."""
     return (
         is_login_name(credentials.user)
         and len(credentials.password) <= _PASSWORD_LIMIT_OCTETS
@@ -240,6 +233,8 @@ def _log_in(talk: _Talk, user: bytes, password: bytes) -> Verdict:
     greeting = talk.line()
     if not _GREETING.fullmatch(greeting):
         raise _NoVerdict(f"greeting is {greeting[:80]!r}")
+    if b"LOGINDISABLED" in greeting.upper():
+        raise _NoVerdict("it takes no password without TLS")
     # Nobody can have answered before who could not know the tag.
     tag = secrets.token_hex(4).encode()
     *parts, last = _login_command(tag, user, password)
@@ -271,27 +266,35 @@ def _judge(line: bytes, tag: bytes) -> Verdict:
     status, code = match[2].upper().decode(), (match[3] or b"").upper().decode()
     if status == "OK":
         return Verdict.ACCEPTED
-    if status == "NO" and code not in _NO_VERDICT:
+    if status == "NO" and code not in _TROUBLE_CODES:
         return Verdict.REJECTED
-    known = f" [{code}]" if code in _NO_VERDICT else ""
+    known = f" [{code}]" if code in _TROUBLE_CODES else ""
     raise _NoVerdict(f"its answer to LOGIN is {status}{known}")
 
 
-def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
-    """Try each address of the host, none longer than its share of the time left."""
-    addresses = _look_up(host, port, deadline)
-    trouble = OSError("no address")
+def _connect(
+    server: RemoteServer, deadline: _Deadline, context: ssl.SSLContext | None
+) -> socket.socket:
+    """Try each address of the server, none longer than its share of the time left."""
+    addresses = _look_up(server.host, server.port, deadline)
+    trouble = "its name has no address"
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(deadline.left_seconds() / (len(addresses) - number))
-            sock.connect(address)
+            sock = socket.socket(family, kind, protocol)
+            if context is not None:
+                # Not later: wrapping leaks a socket that the server resets at that moment.
+                sock = context.wrap_socket(
+                    sock, server_hostname=server.host, do_handshake_on_connect=False
+                )
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(sock)
+                sock.settimeout(deadline.left_seconds() / (len(addresses) - number))
+                sock.connect(address)
+                stack.pop_all()
+                return sock
         except OSError as error:
-            sock.close()
-            trouble = error
-        else:
-            return sock
-    raise trouble
+            trouble = str(error)
+    raise _NoVerdict(trouble)
 
 
 def _look_up(host: str, port: int, deadline: _Deadline) -> list[tuple[Any, ...]]:

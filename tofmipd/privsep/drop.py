@@ -64,10 +64,11 @@ def faults(rights: Rights) -> list[str]:
 def _faults_in_status(rights: Rights) -> list[str]:
     """What only the kernel's own account of a process tells: file system ids, capabilities."""
     try:
-        with open(_STATUS, encoding="ascii", errors="replace") as file:
-            status = dict(re.findall(r"^(\w+):\s*(.*?)\s*$", file.read(), re.MULTILINE))
+        with open(_STATUS, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
     except OSError as error:
         return [f"{_STATUS} cannot be read: {error.strerror}"]
+    status = dict(re.findall(r"^(\w+):\s*(.*?)\s*$", text, re.MULTILINE))
     found = []
     for name, number in (("Uid", rights.uid), ("Gid", rights.gid)):
         if status.get(name, "").split() != [str(number)] * 4:

@@ -61,6 +61,7 @@ class Kind(enum.IntEnum):
     SUBMIT = 19
     LINES = 20
     ANSWER = 21
+    USED = 22
 
 
 class Refusal(enum.IntEnum):
@@ -90,7 +91,14 @@ _HEAD = struct.Struct("!BQB")
 _LENGTH = struct.Struct("!H")
 
 # Who may send what: kind -> how many texts come with it.
-FROM_SERVER = {Kind.READY: 0, Kind.FAILED: 1, Kind.GRANT: 0, Kind.END: 0, Kind.STUCK: 0}
+FROM_SERVER = {
+    Kind.READY: 0,
+    Kind.FAILED: 1,
+    Kind.GRANT: 0,
+    Kind.USED: 0,
+    Kind.STUCK: 0,
+    Kind.END: 0,
+}
 FROM_AUTH = {Kind.READY: 0, Kind.FAILED: 1, Kind.PROVED: 2, Kind.OPEN: 0}
 FROM_WORKER = {Kind.IDLE: 0}
 TO_SERVER = {Kind.GRANTED: 0, Kind.REFUSED: 1, Kind.CONNECT: 0, Kind.STOP: 0, Kind.LOG: 0}

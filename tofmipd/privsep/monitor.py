@@ -106,6 +106,7 @@ class Monitor:
             Kind.FAILED: self._failed,
             Kind.GRANT: self._grant,
             Kind.END: self._end,
+            Kind.USED: self._used,
             Kind.STUCK: self._stuck,
             Kind.PROVED: self._proved,
             Kind.OPEN: self._open,
@@ -374,6 +375,13 @@ class Monitor:
 
     def _end(self, child: Child, frame: Control) -> None:
         self._sessions.pop(frame.number, None)
+
+    def _used(self, child: Child, frame: Control) -> None:
+        """An identity's worker has had another message."""
+        identity = self._sessions.get(frame.number)
+        worker = self._workers.find(identity) if identity is not None else None
+        if worker is not None:
+            self._workers.use(worker)
 
     def _stuck(self, child: Child, frame: Control) -> None:
         """The server waits in vain for an identity's worker."""

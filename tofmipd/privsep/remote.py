@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from tofmipd.auth.credentials import Credentials, Origin, Verdict
 from tofmipd.content import Content, memory_file
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 # How long a replaced auth process may take to be there.
 _AUTH_START_SECONDS = 5
 _IDLE_CHANNELS = 8
+_ENDED_AT_ONCE = 32
+# How often the monitor hears that a worker is in use, and how long unused channels are kept.
+_USED_SECONDS = 5
+_SWEEP_SECONDS = 60
 _GRANT_LIMIT_SECONDS = 20
 # A worker gives a sign of life at least this often, whatever it waits for.
 SILENCE_LIMIT_SECONDS = 60
@@ -122,6 +127,19 @@ class AuthChannels:
         channel.close()
 
 
+@dataclass(slots=True)
+class _Idle:
+    """Channels to the worker of one login that no message is using.
+
+    ``used`` is when one was left last, ``told`` when the monitor last heard that they are in use;
+    both of time.monotonic().
+    """
+
+    used: float
+    told: float
+    channels: list[Channel] = field(default_factory=list)
+
+
 class RemoteGate:
     """The server's way to all that it has no rights for.  See gate.Gate.
 
@@ -141,6 +159,10 @@ class RemoteGate:
         self._control = control
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[Channel | Refusal]] = {}
+        # Channels to workers that no message is using, by login; the one used last goes first.
+        self._idle: dict[str, _Idle] = {}
+        self._swept = time.monotonic()
+        self._ended: list[int] = []
 
     def admit(self, session_id: str, peer: Peer) -> RemotePass:
         return RemotePass(self, session_id, peer)
@@ -182,8 +204,57 @@ class RemoteGate:
         if isinstance(answer, Channel):
             answer.close()
 
-    def grant(self, session: int) -> Channel:
-        """A new channel to the worker of whom the session has proved to be.  Raises Refused."""
+    def take_worker(self, session: int, login: str) -> Channel:
+        """A channel to the worker of a login that the session has proved, for one message.
+
+        One that another message of that login has left is as good as a new one, which costs all
+        processes a turn.  Raises Refused.
+        """
+        now = time.monotonic()
+        with self._lock:
+            idle = self._idle.get(login)
+            channel = idle.channels.pop() if idle is not None and idle.channels else None
+            told = idle is None or now - idle.told < _USED_SECONDS
+            if idle is not None and not told:
+                idle.told = now
+        if channel is None:
+            return self._grant(session)
+        if not told:
+            self.tell(Kind.USED, session)
+        return channel
+
+    def leave_worker(self, login: str, channel: Channel) -> None:
+        """The message is done; its channel serves the next."""
+        now = time.monotonic()
+        old: list[Channel] = []
+        with self._lock:
+            idle = self._idle.get(login)
+            if idle is None:
+                idle = self._idle[login] = _Idle(now, now)
+            idle.used = now
+            if len(idle.channels) < _IDLE_CHANNELS:
+                idle.channels.append(channel)
+            else:
+                old.append(channel)
+            if now - self._swept > _SWEEP_SECONDS:
+                self._swept = now
+                old += self._sweep(now)
+        for unused in old:
+            unused.close()
+
+    def forget_worker(self, login: str) -> None:
+        """The worker of a login is gone: so are its channels."""
+        with self._lock:
+            idle = self._idle.pop(login, None)
+        for channel in idle.channels if idle is not None else ():
+            channel.close()
+
+    def _sweep(self, now: float) -> list[Channel]:
+        """Take out what has long been idle: its workers have left."""
+        gone = [login for login, idle in self._idle.items() if now - idle.used > _SWEEP_SECONDS]
+        return [channel for login in gone for channel in self._idle.pop(login).channels]
+
+    def _grant(self, session: int) -> Channel:
         answers: queue.SimpleQueue[Channel | Refusal] = queue.SimpleQueue()
         with self._lock:
             self._waiting[session] = answers
@@ -203,6 +274,16 @@ class RemoteGate:
         answer.limit_waiting(SILENCE_LIMIT_SECONDS)
         return answer
 
+    def ended(self, session: int) -> None:
+        """A session that had proved something is over; the monitor hears of several at once."""
+        with self._lock:
+            self._ended.append(session)
+            if len(self._ended) < _ENDED_AT_ONCE:
+                return
+            ended, self._ended = self._ended, []
+        for number in ended:
+            self.tell(Kind.END, number)
+
     def tell(self, kind: Kind, session: int) -> None:
         """Say something about a session to the monitor; if it is gone, so are we, soon."""
         with contextlib.suppress(Gone):
@@ -218,7 +299,6 @@ class RemotePass:
         self._number = int(session_id, 16)
         self._origin = Origin(peer.address, peer.local_address)
         self._login = ""
-        self._worker: Channel | None = None
 
     def challenge(self) -> bytes:
         return self._gate.auth.ask(frames.encode_challenge(self._number))
@@ -272,37 +352,47 @@ class RemotePass:
                 files.append(content.descriptor())
             octets = Submission(content.size_octets, len(encoded), here, inline).encode()
             for _ in range(_ATTEMPTS):
-                worker = self._worker = self._worker or self._gate.grant(self._number)
+                worker = self._gate.take_worker(self._number, self._login)
                 try:
                     worker.send(octets, files)
-                    return self._answer(worker, len(envelope.recipients))
+                    reply = self._answer(worker, len(envelope.recipients))
                 except Gone as error:
-                    self._part()
+                    worker.close()
+                    # The others lead to the same process.
+                    self._gate.forget_worker(self._login)
                     if not error.unread:
                         log.error("s=%s the worker has died with the message", self._id)
                         return _DIED
+                except (TimeoutError, BadFrame) as error:
+                    worker.close()
+                    return self._failed(error)
+                else:
+                    self._gate.leave_worker(self._login, worker)
+                    return reply
         log.error("s=%s no worker takes the message", self._id)
         return _NOT_NOW
 
     def _answer(self, worker: Channel, recipients: int) -> Reply:
-        """Wait for the reply.  A worker runs code of its user's: it is believed nothing."""
+        """Wait for the reply.  A worker runs code of its user's: it is believed nothing.
+
+        Raises Gone, TimeoutError, BadFrame.
+        """
         lines_left = 2 * recipients + 200
-        try:
-            while True:
-                reply, lines = frames.decode_answer(worker.receive(frames.WORKER_LIMIT_OCTETS))
-                self._log(lines[: max(lines_left, 0)])
-                lines_left -= len(lines)
-                if reply is not None:
-                    return reply
-        except TimeoutError:
-            log.error("s=%s the worker does not answer", self._id)
-            self._gate.tell(Kind.STUCK, self._number)
-            self._part()
-            return _STUCK
-        except BadFrame as error:
+        while True:
+            reply, lines = frames.decode_answer(worker.receive(frames.WORKER_LIMIT_OCTETS))
+            self._log(lines[: max(lines_left, 0)])
+            lines_left -= len(lines)
+            if reply is not None:
+                return reply
+
+    def _failed(self, error: TimeoutError | BadFrame) -> Reply:
+        """A worker that is silent is of no use to anybody; one that talks nonsense may go on."""
+        if isinstance(error, BadFrame):
             log.error("s=%s the worker breaks the protocol: %s", self._id, error)
-            self._part()
             return _DIED
+        log.error("s=%s the worker does not answer", self._id)
+        self._gate.tell(Kind.STUCK, self._number)
+        return _STUCK
 
     def _log(self, lines: list[LogLine]) -> None:
         """A worker's lines, each under the name of this session whatever it claims."""
@@ -310,13 +400,7 @@ class RemotePass:
             text = printable(text, _LINE_OCTETS).removeprefix(f"s={self._id} ")
             log.log(level if level in _LEVELS else logging.INFO, "s=%s %s", self._id, text)
 
-    def _part(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
-
     def close(self) -> None:
         """The session has ended."""
-        self._part()
         if self._login:
-            self._gate.tell(Kind.END, self._number)
+            self._gate.ended(self._number)

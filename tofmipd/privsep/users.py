@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -130,6 +132,7 @@ class VirtualUser:
         self._form = form
         self._loading = loading
         self._lock = threading.Lock()
+        self._one_home_at_a_time = threading.Lock()
         self._homes: dict[str, tuple[float, str]] = {}
         self._outbounds: dict[str, Outbound] = {}
 
@@ -150,7 +153,23 @@ class VirtualUser:
                 self._homes[local_address] = (time.monotonic(), home)
             if home not in self._outbounds:
                 path = f"{home}/.tmda/config"
+                loading = self._loading
+                if self._form == "python":
+                    loading = functools.partial(self._with_environment, home)
                 self._outbounds[home] = _outbound(
-                    self._settings, self._place, self._user, path, home, self._form, self._loading
+                    self._settings, self._place, self._user, path, home, self._form, loading
                 )
             return self._outbounds[home]
+
+    @contextlib.contextmanager
+    def _with_environment(self, home: str) -> Iterator[None]:
+        """Within this files are read, and programs in them find VUSERDIR and VDOMAIN (feature row
+        TO-85).
+
+        The environment is that of the whole process, which serves this login alone.
+        """
+        domain = self._user.login.partition("@")[2]
+        with self._one_home_at_a_time:
+            os.environ.update(VUSERDIR=home, VDOMAIN=domain)
+            with self._loading():
+                yield
