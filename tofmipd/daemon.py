@@ -77,8 +77,9 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
     if not settings.foreground:
         warn_of_lost_log()
         background = Background()
-        set_up_log(settings)
     try:
+        if background is not None:
+            set_up_log(settings)
         signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
         linux.set_name("tofmipd-monitor")
         daemon = GlobalDaemon(settings, mode, rights, tuple(sockets), os.getpid())

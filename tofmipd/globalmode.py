@@ -235,6 +235,7 @@ def _identities(admission: Admission, domains: VirtualDomains | None) -> Callabl
 def _clean_environment(identity: Identity, home: str) -> None:
     """What a user's configuration sees of the daemon's environment: the time zone."""
     zone = os.environ.get("TZ")
+    linux.wipe_environment()
     os.environ.clear()
     login = identity.login
     os.environ.update(PATH=PATH, HOME=home, LOGIN=login, LOGNAME=identity.account)

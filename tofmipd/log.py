@@ -89,6 +89,8 @@ def set_up(
     handler.setFormatter(OneLine("%(message)s" if syslog else _FORMAT))
     # What nobody prints needs not be looked up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # Documented in the logging cookbook: no look at the caller's frame.
+    vars(logging)["_srcfile"] = None
     root = logging.getLogger("tofmipd")
     replace_handler(handler)
     root.propagate = False

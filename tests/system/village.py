@@ -63,6 +63,10 @@ class Village:
     def service_uid(self) -> int:
         return pwd.getpwnam(self.service).pw_uid
 
+    @property
+    def service_gid(self) -> int:
+        return pwd.getpwnam(self.service).pw_gid
+
     def reset(self, port: int) -> None:
         """Files as good as new, with the next hop on ``port``; all people can log in."""
         self.write_passwords({person.name: person.password for person in self.people})
@@ -175,3 +179,41 @@ def worker_of(daemon: Daemon, person: Villager) -> int | None:
             if status(pid)["Uid"].split()[0] == str(person.uid):
                 return pid
     return None
+
+
+def processes(daemon: Daemon) -> dict[str, int]:
+    """Monitor, server and auth of a daemon, and its workers by the name of their account."""
+    found = {"monitor": daemon.pid}
+    for name in ("server", "auth"):
+        (found[name],) = children(daemon.pid, name)
+    for pid in children(daemon.pid, "worker"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[pwd.getpwuid(int(status(pid)["Uid"].split()[0])).pw_name] = pid
+    return found
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What a process has open: number and target of the links in /proc/PID/fd."""
+    found = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[int(link.name)] = os.readlink(link)
+    return found
+
+
+def in_memory(pid: int, *needles: bytes) -> set[bytes]:
+    """Which of the octet strings are anywhere in the memory of a process."""
+    found: set[bytes] = set()
+    overlap = max(map(len, needles)) - 1
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            place, rights = line.split()[:2]
+            if not rights.startswith("r") or line.endswith(("[vvar]", "[vsyscall]")):
+                continue
+            low, high = (int(number, 16) for number in place.split("-"))
+            for start in range(low, high, 1 << 22):
+                with contextlib.suppress(OSError):
+                    octets = os.pread(memory.fileno(), (1 << 22) + overlap, start)
+                    found |= {needle for needle in needles if needle in octets}
+    return found

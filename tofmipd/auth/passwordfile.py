@@ -9,22 +9,14 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable
 
 from tofmipd.auth.credentials import NOWHERE, Credentials, Origin, Password, Verdict
+from tofmipd.auth.files import Opener, status_of, without_waiting
 
 log = logging.getLogger(__name__)
 
 _MODES = (0o400, 0o600)
 _LIMIT_OCTETS = 64 << 20
-
-
-Opener = Callable[[str, int], int]
-
-
-def without_waiting(path: str, flags: int) -> int:
-    """An opener for open(); a pipe of that name would otherwise hold everything up."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class PasswordFileError(Exception):
@@ -67,7 +59,7 @@ class PasswordFile:
 
     def _look(self) -> tuple[int, ...] | None:
         try:
-            status = os.stat(self._path)
+            status = status_of(self._path, self._opener)
         except OSError:
             return None
         return (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tofmipd.auth.chain import Chain
 from tofmipd.auth.credentials import Source
-from tofmipd.auth.passwordfile import Opener, PasswordFile
+from tofmipd.auth.files import Opener
+from tofmipd.auth.passwordfile import PasswordFile
 from tofmipd.settings import Settings, SourceSpec
 
 _CLEAR_ONLY = frozenset({"PLAIN", "LOGIN"})

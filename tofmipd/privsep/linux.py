@@ -7,6 +7,7 @@ verifies what matters.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 
 _SET_PDEATHSIG = 1
@@ -64,6 +65,20 @@ def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
     _LIBRARY.capset(header, nothing)
+
+
+def wipe_environment() -> None:
+    """Overwrite what this process was started with: to forget a variable leaves its octets, and a
+    user's program can read all memory of its own process."""
+    if _LIBRARY is None:
+        return
+    _LIBRARY.strlen.restype = ctypes.c_size_t
+    entries = ctypes.POINTER(ctypes.c_void_p).in_dll(_LIBRARY, "environ")
+    for number in itertools.count():
+        entry = entries[number]
+        if not entry:
+            break
+        ctypes.memset(entry, 0, _LIBRARY.strlen(ctypes.c_void_p(entry)))
 
 
 def set_name(name: str) -> None:

@@ -359,7 +359,8 @@ class Monitor:
 
     def _ready(self, child: Child, frame: Control) -> None:
         child.ready = True
-        log.debug("%s (pid %d) is ready", child.name, child.pid)
+        if self._started:
+            log.debug("%s (pid %d) is ready", child.name, child.pid)
 
     def _failed(self, child: Child, frame: Control) -> None:
         """``number`` is the exit status that the failure deserves."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tofmipd.auth.passwordfile import without_waiting
+from tofmipd.auth.files import without_waiting
 from tofmipd.auth.sources import chain_of
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.accounts import NoAccount

@@ -6,12 +6,11 @@ Source: TMDA reference, section 6.5 (options -S and -v), feature rows TO-83 to T
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tofmipd import programs
+from tofmipd.auth.files import Opener, status_of
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class VirtualDomains:
     OSError.  Safe for threads.
     """
 
-    def __init__(self, path: str, opener: Callable[[str, int], int]) -> None:
+    def __init__(self, path: str, opener: Opener) -> None:
         self._path = path
         self._opener = opener
         self._lock = threading.Lock()
@@ -73,7 +72,7 @@ class VirtualDomains:
 
     def _look(self) -> _Stamp:
         try:
-            status = os.stat(self._path)
+            status = status_of(self._path, self._opener)
         except OSError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns

@@ -49,7 +49,9 @@ class Shipping(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record)[:_LINE_CHARACTERS]
+            # A line without a traceback is all there is to it.
+            text = self.format(record) if record.exc_info else record.getMessage()
+            text = text[:_LINE_CHARACTERS]
         except Exception as error:
             text = f"a log line could not be made: {error!r}"[:_LINE_CHARACTERS]
         lines = getattr(self._own, "lines", self._common)
