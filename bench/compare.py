@@ -4,6 +4,7 @@
     compare.py --quick
     compare.py --contenders direct,postfix,tofmipd --workloads a,b --rounds 5
     compare.py --startup            (one-session start-up times only)
+    compare.py --cold               (a user's first message)
 
 README.md beside this file tells what is measured and how to read the tables.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from cold import measure_cold
 from contenders import CONTENDERS, Contender
 from machine import describe
 from programs import CANDIDATES, Programs, SetupError, find_programs, load_tools
@@ -47,6 +49,7 @@ class Options:
     scale: float
     idle_sessions: int
     startup: bool
+    cold: bool
     quick: bool
     quickack: bool
     smtpload: str | None
@@ -140,6 +143,9 @@ def measurements(
     if options.startup:
         yield "startup", functools.partial(measure_startup, contenders, programs)
         return
+    if options.cold:
+        yield "cold", functools.partial(measure_cold, contenders, programs)
+        return
     for workload in WORKLOADS:
         if workload.key in options.workloads:
             yield workload.key, functools.partial(measure, workload, contenders, programs, options)
@@ -168,6 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--scale", type=float, default=1.0, help="multiplies all message counts")
     add("--idle-sessions", type=int, default=IDLE_SESSIONS, help=f"default: {IDLE_SESSIONS}")
     add("--startup", action="store_true", help="measure one-session start-up only")
+    add("--cold", action="store_true", help="measure users' first messages only")
     add("--quickack", action="store_true", help="next hop acknowledges without delay")
     add("--smtpload", help="path of the load generator")
     add("--smtpsink", help="path of the sink")

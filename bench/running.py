@@ -45,8 +45,8 @@ class Running:
         self._directory = base / contender.name
         self._log = base / f"{contender.name}.log"
         self._programs = programs
-        self._port = free_port()
-        self._sink_port = free_port() if contender.is_proxy else self._port
+        self.port = free_port()
+        self._sink_port = free_port() if contender.is_proxy else self.port
         self._meter = make_meter(contender.name)
         self._prepared = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,7 +60,7 @@ class Running:
             wait_for_greeting(self._sink_port, self._sink)
         account = self.contender.account()
         self._prepared = True
-        place = Place(self._directory, self._port, self._sink_port, self._programs)
+        place = Place(self._directory, self.port, self._sink_port, self._programs)
         launch = self.contender.prepare(place)
         give_to_account(self._directory, account)
         with self._log.open("wb") as log:
@@ -74,7 +74,7 @@ class Running:
                 preexec_fn=child_setup(self._meter, account),
             )
         self._meter.root_pid = self._process.pid
-        wait_for_greeting(self._port, self._process)
+        wait_for_greeting(self.port, self._process)
 
     def stop(self) -> None:
         """End all processes; harmless when repeated."""
@@ -106,7 +106,7 @@ class Running:
         return int(counters["recipients"])
 
     def _load_command(self, *arguments: object) -> list[str]:
-        command = [*self._programs["SMTPLOAD"], "-h", HOST, "-p", str(self._port)]
+        command = [*self._programs["SMTPLOAD"], "-h", HOST, "-p", str(self.port)]
         if self.contender.is_proxy:
             command += ["-u", USER, "-w", PASSWORD]
         return command + [str(argument) for argument in arguments]
