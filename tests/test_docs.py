@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tofmipd import cli, options
+import tofmipd
+import tofmipd.privsep
+from tofmipd import cli, errors, options
 from tofmipd.commands import inject
+from tofmipd.smtp import replies
+from tofmipd.smtp.reply import Reply
 from tofmipd.tmda import actions, config, userfiles
 from tofmipd.tmda import filter as filter_module
 from tofmipd.tmda.actions import Action, Context, Option, make_address, parse_action
@@ -47,6 +56,11 @@ def items(text: str) -> dict[str, str]:
 
 def long_options(text: str) -> set[str]:
     return {f"--{name}" for name in re.findall(r"Fl -([a-z][a-z0-9-]*)", text)}
+
+
+def without_other_programs(text: str) -> str:
+    """Without the commands that make accounts, whose options are not ours."""
+    return re.sub(r"^.*\b(?:user|group)add\b(?:.*\\e?\n)*.*$", "", text, flags=re.M)
 
 
 def literal_blocks(text: str) -> list[str]:
@@ -163,12 +177,88 @@ def test_every_option_of_a_tool_is_in_the_page_and_no_other(word, capsys):
 
 
 def test_the_rest_of_the_page_names_no_unknown_option(capsys):
-    text = read_page("tofmipd.8")
+    text = without_other_programs(read_page("tofmipd.8"))
     known = {name for action in parser_actions() for name in action.option_strings}
     for word in cli.COMMANDS:
         known |= set(re.findall(r"--[a-z-]+", tool_help(word, capsys)))
     mentioned = long_options(text) | set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
     assert mentioned - known == {"--option"}
+
+
+# tofmipd(8): what the program says
+
+
+def page_text(title: str, macro: str = "Sh") -> str:
+    """A section on one line, without macros and their escapes."""
+    text = re.sub(r"^\.[A-Z]\w ?", "", section(read_page("tofmipd.8"), title, macro), flags=re.M)
+    return " ".join(text.replace("\\e", "\\").split())
+
+
+def modules(package: ModuleType = tofmipd) -> list[ModuleType]:
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [importlib.import_module(info.name) for info in found if "__main__" not in info.name]
+
+
+def fixed_replies(package: ModuleType = tofmipd) -> set[Reply]:
+    """The refusals with a fixed text, but for those of a client that breaks the protocol."""
+    values = [value for module in modules(package) for value in vars(module).values()]
+    found = {value for value in values if isinstance(value, Reply) and value.code >= 400}
+    return {reply for reply in found if reply.code // 10 != 50}
+
+
+def test_every_refusal_is_explained():
+    heads = " ".join(items(section(read_page("tofmipd.8"), "What the client hears", "Ss")))
+    for reply in fixed_replies():
+        assert f"{reply.code} {reply.status}" in heads, reply
+
+
+def test_what_refusals_of_workers_and_scripts_say_is_in_the_page():
+    text = page_text("DIAGNOSTICS")
+    for reply in fixed_replies(tofmipd.privsep):
+        said = reply.lines[0].removeprefix("Error: ")
+        if not any(reply is value for value in vars(replies).values()):
+            assert re.split("[,:]", said)[0] in text, reply
+
+
+def log_lines() -> dict[str, str]:
+    """The format of every line that the program may log, and where that is done."""
+    found = {}
+    for path in sorted((ROOT / "tofmipd").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(ast.Name("log"), _),
+                    args=[ast.Constant(str(text)), *_] | [_, ast.Constant(str(text)), *_],
+                ):
+                    found[text] = f"{path.name}:{node.lineno}"
+    return found
+
+
+@pytest.mark.parametrize("line", log_lines())
+def test_every_log_line_is_in_the_page(line):
+    pieces = re.split(r"%[-+.0-9]*[a-z]", line.removeprefix("s=%s "))
+    longest = " ".join(max(pieces, key=len).split())
+    assert longest in page_text("LOGGING"), log_lines()[line]
+
+
+def test_every_variable_that_the_daemon_reads_is_in_the_page_and_no_other():
+    text = section(read_page("tofmipd.8"), "ENVIRONMENT").partition("No other variable")[0]
+    read = re.findall(r'environ\.get\("(\w+)"', (ROOT / "tofmipd/cli.py").read_text())
+    # USER is for a uid without an account.
+    assert {head.removeprefix("Ev ") for head in items(text)} == {*read} - {"USER"}
+
+
+def test_every_exit_status_is_in_the_page():
+    known = {value for value in vars(errors).values() if isinstance(value, int)}
+    assert known <= {int(head) for head in items(section(read_page("tofmipd.8"), "EXIT STATUS"))}
+
+
+def test_the_processes_have_the_names_in_the_page():
+    names = items(section(read_page("tofmipd.8"), "Global mode", "Ss"))
+    source = (ROOT / "tofmipd/globalmode.py").read_text() + (ROOT / "tofmipd/daemon.py").read_text()
+    shown = {head.removeprefix("Li ") for head in names}
+    assert shown == set(re.findall(r'"(tofmipd-\w+)"', source))
+    assert all(len(name) <= 15 for name in shown)
 
 
 # tofmipd.conf(5)
@@ -263,6 +353,30 @@ def test_the_examples_of_a_configuration_work(tmp_path):
     assert (two.username, two.hmac_bytes, two.smtpssl) == ("you", 5, True)
     assert (two.smtpauth_password, two.tags_dated) == ("12%34", ("until", "dated"))
     assert two.added_headers_client == (("X-Primary-Address", "you@example.org"),)
+
+
+CLEANED = """\
+import os
+from tofmipd.globalmode import _clean_environment
+from tofmipd.privsep.identity import Identity
+_clean_environment(Identity("you", "you"), "/home/you")
+print(os.getcwd(), *os.environ)
+"""
+
+
+def test_the_environment_of_a_configuration_is_the_one_in_the_page():
+    heads = items(section(read_page("tofmipd.conf.5"), "What a configuration finds", "Ss"))
+    shown = {name for head in heads for name in head.removeprefix("Ev ").split(" , ")}
+    result = subprocess.run(
+        [sys.executable, "-c", CLEANED],
+        env={**os.environ, "TZ": "UTC", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    directory, *names = result.stdout.split()
+    assert directory == "/"
+    assert set(names) | {"VUSERDIR", "VDOMAIN"} == shown
 
 
 # tofmipd-filter(5)
@@ -364,8 +478,9 @@ def test_options_in_the_documents_are_options_of_the_program(capsys):
     known = {name for action in parser_actions() for name in action.option_strings}
     for word in cli.COMMANDS:
         known |= set(re.findall(r"--[a-z-]+", tool_help(word, capsys)))
-    for name in ("docs/clients.md", "README.md"):
-        commands = re.findall(r"tofmipd [^\n`]*", (ROOT / name).read_text())
+    for name in ("docs/clients.md", "docs/differences.md", "docs/security.md", "README.md"):
+        text = without_other_programs((ROOT / name).read_text())
+        commands = re.findall(r"tofmipd [^\n`]*", text)
         for command in commands:
             found = set(re.findall(r"(?<!\S)--[a-z-]+", command))
             assert found <= known, f"{name}: {command}"

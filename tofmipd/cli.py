@@ -162,7 +162,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         ipauthmap="/etc/ipauthmap" if mode else f"{who.home}/.tmda/ipauthmap",
         configdir=_absolute(options.configdir, who.home),
         # What root's environment says of files is said for all users, or for none.
-        site_config=os.environ.get("GLOBAL_TMDARC") or Settings(who).site_config,
+        site_config=_absolute(os.environ.get("GLOBAL_TMDARC", ""), who.home)
+        or Settings(who).site_config,
         user_config="" if mode else _absolute(os.environ.get("TMDARC", ""), who.home),
         user_filter="" if mode else _absolute(os.environ.get("TMDA_FILTER_OUTGOING", ""), who.home),
         scripts=_scripts(options, who),

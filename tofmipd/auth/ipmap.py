@@ -8,8 +8,9 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable
 from typing import IO
+
+from tofmipd.auth.files import Opener, without_waiting
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ class IpMap:
     ``opener`` is as for open().  Safe for threads.
     """
 
-    def __init__(self, path: str, opener: Callable[[str, int], int] | None = None) -> None:
+    def __init__(self, path: str, opener: Opener | None = None) -> None:
         self._path = path
-        self._opener = opener or _without_waiting
+        self._opener = opener or without_waiting
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None
         self._places: dict[Address, Place] = {}
@@ -130,8 +131,3 @@ def parse_port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise ValueError("not a port (1 to 65535)")
     return int(text)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """A pipe of that name would otherwise hold everything up."""
-    return os.open(path, flags | os.O_NONBLOCK)

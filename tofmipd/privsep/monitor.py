@@ -414,7 +414,9 @@ class Monitor:
         identity = self._sessions.get(session)
         if identity is None:
             self._offences += 1
-            log.warning("the server asks for a worker for session %x, which has not", session)
+            log.warning(
+                "the server asks for a worker for session %x, which has proved nothing", session
+            )
             self._refuse(session, Refusal.NOT_PROVED)
             if self._offences > _OFFENCES_LIMIT:
                 raise BadFrame("too many sessions that have proved nothing")

@@ -163,13 +163,13 @@ class VirtualUser:
 
     @contextlib.contextmanager
     def _with_environment(self, home: str) -> Iterator[None]:
-        """Within this files are read, and programs in them find VUSERDIR and VDOMAIN (feature row
+        """Within this files are read, and programs in them find HOME, VUSERDIR and VDOMAIN (row
         TO-85).
 
         The environment is that of the whole process, which serves this login alone.
         """
         domain = self._user.login.partition("@")[2]
         with self._one_home_at_a_time:
-            os.environ.update(VUSERDIR=home, VDOMAIN=domain)
+            os.environ.update(HOME=home, VUSERDIR=home, VDOMAIN=domain)
             with self._loading():
                 yield
