@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
-PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2
-PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip
+PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot
 
 .PHONY: help run test unit lint format types check bench peers clean venv-package
 
@@ -69,7 +69,8 @@ $(VENV)/.tools: requirements-dev.txt $(VENV)/.package
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
-# Postfix is installed unconfigured: it must not start; the tests run instances of their own.
+# Postfix is installed unconfigured and Dovecot under a policy that starts no service: the tests run
+# instances of their own.
 peers:
 	@for program in $(PEER_PROGRAMS); do \
 	    PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; \
@@ -82,4 +83,13 @@ peers:
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends debconf && \
 	echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections && \
-	apt-get install -y -qq --no-install-recommends $(PEERS)
+	policy=/usr/sbin/policy-rc.d; made=; \
+	if test ! -e $$policy; then \
+	    printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; made=$$policy; \
+	fi; \
+	apt-get install -y -qq --no-install-recommends $(PEERS); status=$$?; \
+	test -z "$$made" || rm -f "$$made"; \
+	if test -d /run/systemd/system && command -v dovecot >/dev/null; then \
+	    systemctl disable --quiet dovecot.service dovecot.socket 2>/dev/null; \
+	fi; \
+	exit $$status

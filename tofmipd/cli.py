@@ -129,7 +129,7 @@ def _refuse_bad_remote(url: str) -> None:
         remote_server(url)
     except ValueError as error:
         status = UNAVAILABLE if "not built yet" in str(error) else USAGE
-        raise Fatal(status, f"-R {url}: {error}") from None
+        raise Fatal(status, f"-R: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:

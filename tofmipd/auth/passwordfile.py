@@ -42,6 +42,7 @@ class PasswordFile:
         # What an unknown user is compared with, so that the answer takes the same time.
         self._nobody = secrets.token_bytes(16)
         self._stamp = self._look()
+        self._bad = self._stamp
         self._passwords = read_passwords(path, owner, opener)
 
     def check(self, credentials: Credentials, origin: Origin = NOWHERE) -> Verdict:
@@ -76,12 +77,15 @@ class PasswordFile:
             return self._passwords
         with self._lock:
             if stamp != self._stamp:
-                self._stamp = stamp
                 try:
                     self._passwords = read_passwords(self._path, self._owner, self._opener)
+                    self._stamp = stamp
                     log.info("password file %s read again", self._path)
                 except PasswordFileError as error:
-                    log.error("password file unchanged in memory: %s", error)
+                    # Asked again at the next login: perhaps it could not be opened just now.
+                    if stamp != self._bad:
+                        log.error("password file unchanged in memory: %s", error)
+                    self._bad = stamp
             return self._passwords
 
 

@@ -29,9 +29,9 @@ def chain_of(settings: Settings, owner: int, opener: Opener) -> Chain:
 def _source(settings: Settings, spec: SourceSpec, owner: int, opener: Opener) -> Source:
     if spec.kind == "file":
         return PasswordFile(spec.argument, owner, opener)
-    from tofmipd.auth.imap import ImapSource, remote_server
+    from tofmipd.auth.imap import BY_LOCAL_ADDRESS, ImapSource, remote_server
     from tofmipd.auth.ipmap import IpMap
 
     server = remote_server(spec.argument)
-    ipmap = IpMap(settings.ipauthmap, opener) if server.host == "0.0.0.0" else None
+    ipmap = IpMap(settings.ipauthmap, opener) if server.host == BY_LOCAL_ADDRESS else None
     return ImapSource(server, settings.programs.source_timeout, ipmap)
