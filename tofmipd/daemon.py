@@ -93,7 +93,7 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
         raise
     if background is not None:
         background.succeed()
-    else:
+    elif not monitor.stopping:
         announce(sockets)
         print(f"\tRunning as {mode.roles}", file=sys.stderr, flush=True)
     log.info("started, pid %d; %s", os.getpid(), mode.roles)
@@ -106,8 +106,9 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
 def check_scripts(scripts: Scripts) -> None:
     """Raises Fatal for one that cannot be run."""
     for letter, path in (("-t", scripts.throttle), ("-S", scripts.virtual_home)):
-        if path and not os.access(path, os.X_OK):
+        if path and not (os.path.isfile(path) and os.access(path, os.X_OK)):
             what = "cannot be executed (chmod 755)" if os.path.exists(path) else "is not there"
+            what = "is a directory" if os.path.isdir(path) else what
             raise Fatal(CONFIG, f"{path} {what}; {letter} names a program")
 
 

@@ -49,12 +49,13 @@ class VirtualDomains:
         self._opener = opener
         self._lock = threading.Lock()
         self._stamp = self._look()
+        self._bad = self._stamp
         self._rows = self._read()
 
     def owner(self, login: str) -> str | None:
         """The account that the domain of a login belongs to, if it belongs to any."""
-        user, at, domain = login.partition("@")
-        if not at:
+        user, _, domain = login.partition("@")
+        if not (user and domain):
             return None
         return next((row.owner for row in self._current() if row.fits(user, domain)), None)
 
@@ -62,12 +63,17 @@ class VirtualDomains:
         with self._lock:
             stamp = self._look()
             if stamp != self._stamp:
-                self._stamp = stamp
                 try:
                     self._rows = self._read()
+                    self._stamp = stamp
                     log.info("virtual domains read again from %s", self._path)
                 except OSError as error:
-                    log.error("%s: unchanged in memory: %s", self._path, error.strerror)
+                    # Tried again at the next login, but told once.
+                    if stamp != self._bad:
+                        log.error(
+                            "%s: unchanged in memory: %s", self._path, error.strerror or error
+                        )
+                    self._bad = stamp
             return self._rows
 
     def _look(self) -> _Stamp:
@@ -118,6 +124,8 @@ class HomeScript:
             raise NoHome(f"{self.program} did not end within {self.timeout:g} s")
         if outcome.status != 0:
             raise NoHome(f"{self.program} ended with {outcome.status} for {login!r}: {said!r}")
+        if len(outcome.output) >= programs.OUTPUT_LIMIT_OCTETS:
+            raise NoHome(f"{self.program} printed too much for {login!r}")
         home = said.removeprefix("dir:").strip()
         if not home.startswith("/") or not home.isprintable():
             raise NoHome(f"{self.program} printed no home for {login!r}, but {said!r}")

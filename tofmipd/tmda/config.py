@@ -137,17 +137,17 @@ def build(
             shown = "that" if "PASSWORD" in name else repr(value)[:60]
             problem = f"{name} must be {error}, not {shown}"
             for file in (own, *others, own):
-                line = _line_of(name, file.octets)
+                line = line_of(name, file.octets)
                 if line:
                     break
             raise ConfigError(file.path, line, problem) from None
     unused = tuple(name for name in _NOT_BUILT_YET if values.plain(names.get(name)))
-    lines = {name: _line_of(name, own.octets) for name in SETTINGS if names.get(name)}
+    lines = {name: line_of(name, own.octets) for name in SETTINGS if names.get(name)}
     config = Config(origin=own.path, unused=unused, lines=lines, **given)
     return _with_defaults(config, surroundings)
 
 
-def _line_of(name: str, source: bytes) -> int:
+def line_of(name: str, source: bytes) -> int:
     """The line of the last assignment to ``name``, 0 where there is none to see."""
     last = 0
     for match in re.finditer(rb"(?mi)^\s*" + name.encode() + rb"\s*[=:]", source):

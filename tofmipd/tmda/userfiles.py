@@ -6,12 +6,12 @@ import binascii
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from tofmipd.tmda import readers
-from tofmipd.tmda.config import Config, SourceFile, Surroundings, build
+from tofmipd.tmda.config import SETTINGS, Config, SourceFile, Surroundings, build, line_of
 from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig
 from tofmipd.tmda.filter import Filter, parse_filter
 from tofmipd.tmda.profile import Profile, tag_settings
@@ -36,7 +36,8 @@ class UserFiles:
 
     ``config_path`` may be "": then the site file's TMDARC holds, else ~/.tmda/config.
     ``form`` says how the user's file is read: "python" executes it, which only a process that
-    runs as that user may do; "literal" executes nothing (and ignores the site file's wish).
+    runs as that user may do; "literal" executes nothing (and ignores the site file's wish), and
+    lets the user name no program and no file outside his home.
     ``required``: a missing configuration file is a MissingConfig instead of all defaults.
     Without ``with_filter`` the filter is not read and counts as empty; ``filter_path`` replaces
     the one that the configuration names.  Files are read, and programs in them run, within
@@ -89,6 +90,7 @@ class UserFiles:
 
     def _load_config(self) -> Config:
         names: dict[str, Any] = dict(TRUTH)
+        set_by_site: Set[str] = frozenset()
         site = SourceFile(self._site_path or "", b"")
         if self._site_path is not None:
             site = SourceFile(self._site_path, self._read(self._site_path) or b"")
@@ -97,14 +99,35 @@ class UserFiles:
         own = self._read(path := self._surroundings.expand(path))
         if own is None and self._required:
             raise MissingConfig(path, 0, "missing; make one with 'tofmipd init'")
-        if own is not None:
+        if own is not None and self._form == "literal":
+            given: dict[str, Any] = {}
+            readers.read_literals(own, path, given)
+            if "SENDMAIL_PROGRAM" in given:
+                line = line_of("SENDMAIL_PROGRAM", own)
+                raise ConfigError(path, line, "SENDMAIL_PROGRAM is not allowed here")
+            set_by_site = names.keys() - given.keys()
+            names.update(given)
+        elif own is not None:
             reader = readers.run_python
-            if self._form == "literal":
-                reader = readers.read_literals
-            elif names.get("CONFIG_EXEC", True) in (False, 0, "0"):
+            if names.get("CONFIG_EXEC", True) in (False, 0, "0"):
                 reader = readers.read_ini
             reader(own, path, names)
-        return build(names, self._surroundings, SourceFile(path, own or b""), site)
+        config = build(names, self._surroundings, SourceFile(path, own or b""), site)
+        if self._form == "literal":
+            self._refuse_what_is_not_his(config, set_by_site)
+        return config
+
+    def _refuse_what_is_not_his(self, config: Config, set_by_site: Set[str]) -> None:
+        """A user whose uid cannot be taken has all files below his home, links followed: others
+        would be read, and quoted in an error, with the rights of somebody else."""
+        home = os.path.realpath(self._surroundings.home)
+        for name, item in SETTINGS.items():
+            path = getattr(config, item.name) if item.metadata["path"] else ""
+            if not path or name in set_by_site:
+                continue
+            if not os.path.realpath(path).startswith(home + "/"):
+                line = config.lines.get(name, 0)
+                raise ConfigError(config.origin, line, f"{name} must be below your home here")
 
     def _load_key(self, config: Config) -> bytes:
         path = config.crypt_key_file
