@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tofmipd import __version__, cli
 from tofmipd.arguments import host_port, host_port_v6, positive, seconds
 from tofmipd.errors import Fatal
-from tofmipd.settings import Listen
+from tofmipd.settings import GlobalMode, Listen, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
 ANCESTORS_OPTIONS = (
@@ -30,6 +31,7 @@ NEW_OPTIONS = (
     "--personal --received --log-file --bare-newline --insecure-auth --size --max-recipients"
     " --max-errors --max-auth-failures --login-timeout --idle-timeout --data-timeout"
     " --nexthop-connect-timeout --nexthop-timeout --nexthop-dot-timeout"
+    " --min-uid --max-workers --source-timeout --script-timeout --cpus"
 )
 GROUPS = ("General", "Connection", "Authentication", "Encryption", "Virtual Domains", "Limits")
 
@@ -161,6 +163,11 @@ CERTIFICATE = ("--ssl-cert", "c", "--ssl-key", "k")
         (["-C", "many"], "'many' is not a whole number"),
         (["--size", "-1"], "--size"),
         (["--idle-timeout", "0"], "'0' is not a number of seconds"),
+        (["--min-uid", "0"], "'0' is not a whole number of at least 1"),
+        (["--min-uid", "root"], "'root' is not a whole number"),
+        (["--max-workers", "0"], "'0' is not a whole number of at least 1"),
+        (["--script-timeout", "0"], "'0' is not a number of seconds"),
+        (["--source-timeout", "x"], "'x' is not a number of seconds"),
         (["--received=all"], "'full', 'private', 'none'"),
         (["--tls"], "on, optional, localoptional"),
         (["--tls", "-f"], "on, optional, localoptional"),
@@ -199,8 +206,8 @@ def test_wrong_usage_is_told_in_one_line_with_status_64(arguments, words, run):
         (["--ssl-cert", "c"], "--ssl-cert"),
         (["--ssl-key", "k"], "--ssl-key"),
         (["--ciphers", "HIGH"], "--ciphers"),
-        (["-R", "imap://host", "-R", "ldap://host/%s"], "-R ldap://host/%s"),
-        (["-R", "pop3://host"], "-R pop3://host"),
+        (["-R", "imap://host", "-R", "ldap://host/%s"], "-R: ldap"),
+        (["-R", "pop3://host"], "-R: pop3"),
         (["-A", "/bin/checkpassword -- /bin/true"], "-A, --authprog"),
         (["-m", "login"], "-m, --pamauth"),
         (["inject"], "'inject'"),
@@ -357,3 +364,176 @@ def test_the_own_name_may_be_given_as_user():
 def test_without_home_the_password_entry_counts(monkeypatch):
     monkeypatch.delenv("HOME")
     assert cli.person().home == os.path.expanduser("~")
+
+
+# Global mode.  The uid is pretended: root may run these tests, or anybody.
+
+
+@pytest.fixture
+def _no_environment(monkeypatch):
+    for name in ("TMDARC", "TMDA_FILTER_OUTGOING", "GLOBAL_TMDARC", "TMDA_SENDMAIL_PROGRAM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def as_root(monkeypatch, _no_environment):
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    return cli.settings_from
+
+
+@pytest.fixture
+def as_bobby(monkeypatch, _no_environment):
+    entry = pwd.struct_passwd(("bobby", "x", 4321, 4321, "Bobby B.,,", "/home/bobby", "/bin/sh"))
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
+    return cli.settings_from
+
+
+def test_root_serves_everybody_unless_it_says_personal(as_root, home):
+    made = as_root([])
+    assert made.global_mode == GlobalMode("tofmipd", 1000, 200)
+    assert (made.authfile, made.ipauthmap) == ("/etc/tofmipd", "/etc/ipauthmap")
+    personal = as_root(["--personal"])
+    assert personal.global_mode is None
+    assert personal.authfile == f"{home}/.tmda/tofmipd"
+    assert personal.ipauthmap == f"{home}/.tmda/ipauthmap"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        (["-u", "mail"], GlobalMode("mail", 1000, 200)),
+        (["--username", "mail", "--min-uid", "500"], GlobalMode("mail", 500, 200)),
+        (["--max-workers=7"], GlobalMode("tofmipd", 1000, 7)),
+        # Who that is, the start finds out.
+        (["-u", "root", "--min-uid=1"], GlobalMode("root", 1, 200)),
+    ],
+)
+def test_root_may_choose_the_account_of_the_service_and_its_limits(as_root, arguments, mode):
+    """TO-74."""
+    assert as_root(arguments).global_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("who", "name"), [("as_bobby", "root"), ("as_bobby", "tofmipd"), ("as_root", "tofmipd")]
+)
+def test_only_root_runs_as_somebody_else(who, name, request, run):
+    """TO-74.  A personal daemon of root's is root's own."""
+    request.getfixturevalue(who)
+    status, out, err = run("--personal", "-u", name)
+    assert (status, out) == (os.EX_NOPERM, "")
+    assert err == f"tofmipd: only root can run as -u {name}; start as root\n"
+
+
+def test_the_versions_say_who_would_run_as_whom(run):
+    """TO-20."""
+    _, out, _ = run("-u", "mail", "--min-uid", "500", "-V")
+    for words in ("monitor: root", "server and auth: mail", "uid 500 or above"):
+        assert words in out.splitlines()[-1]
+
+
+def test_an_ordinary_user_needs_no_word_to_serve_himself(as_bobby, home):
+    for arguments in ([], ["--personal"], ["-u", "bobby"]):
+        made = as_bobby(arguments)
+        assert made.global_mode is None
+        assert (made.person.name, made.person.full_name) == ("bobby", "Bobby B.")
+        assert made.person.home == str(home)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "specs"),
+    [
+        ([], []),
+        (["-a", "/p"], [("file", "/p")]),
+        (["-R", "imap://h"], [("remote", "imap://h")]),
+        (["-R", "imap://h", "-a", "~/p"], [("remote", "imap://h"), ("file", "{home}/p")]),
+        (
+            ["-a", "/p", "-R", "imaps://h:1", "--authfile=q", "--remoteauth", "imap://i"],
+            [
+                ("file", "/p"),
+                ("remote", "imaps://h:1"),
+                ("file", "{home}/q"),
+                ("remote", "imap://i"),
+            ],
+        ),
+    ],
+)
+def test_sources_are_asked_in_the_order_given(as_bobby, home, arguments, specs):
+    expected = [SourceSpec(kind, text.format(home=home)) for kind, text in specs]
+    made = as_bobby(arguments)
+    assert list(made.sources) == expected
+    assert list(made.all_sources) == expected or not expected
+
+
+def test_without_a_source_the_password_file_is_the_only_one(as_root):
+    assert as_root([]).all_sources == (SourceSpec("file", "/etc/tofmipd"),)
+    assert as_root(["-R", "imap://h"]).all_sources == (SourceSpec("remote", "imap://h"),)
+
+
+VALUES = {"TMDARC": "~/rc", "TMDA_FILTER_OUTGOING": "f", "GLOBAL_TMDARC": "/etc/../other"}
+
+
+@pytest.mark.parametrize(
+    ("who", "user_config", "user_filter"),
+    [("as_bobby", "{home}/rc", "{home}/f"), ("as_root", "", "")],
+)
+def test_what_roots_environment_says_of_a_persons_files_is_not_for_all(
+    who, user_config, user_filter, request, home, monkeypatch
+):
+    """TO-86."""
+    make = request.getfixturevalue(who)
+    nothing = make([])
+    assert (nothing.user_config, nothing.user_filter) == ("", "")
+    assert nothing.site_config == "/etc/tmdarc"
+    for name, value in VALUES.items():
+        monkeypatch.setenv(name, value)
+    made = make([])
+    assert made.user_config == user_config.format(home=home)
+    assert made.user_filter == user_filter.format(home=home)
+    assert made.site_config == "/other"
+    if who == "as_root":
+        assert make(["--personal"]).user_config == f"{home}/rc"
+
+
+@pytest.mark.parametrize("who", ["as_bobby", "as_root"])
+def test_the_program_for_a_pure_proxy_comes_from_the_environment(who, request, monkeypatch):
+    """TO-80, TO-86."""
+    make = request.getfixturevalue(who)
+    assert make([]).scripts.pass_through == ""
+    assert make(["-P"]).scripts.pass_through == "/usr/sbin/sendmail"
+    for value, program in (("", "/usr/sbin/sendmail"), ("/opt/mail", "/opt/mail")):
+        monkeypatch.setenv("TMDA_SENDMAIL_PROGRAM", value)
+        assert make(["--pure-proxy"]).scripts.pass_through == program
+    assert make([]).scripts.pass_through == ""
+
+
+@pytest.mark.parametrize("who", ["as_bobby", "as_root"])
+def test_scripts_and_the_directory_of_configurations_become_absolute(who, request, home):
+    """TO-82 to TO-84."""
+    make = request.getfixturevalue(who)
+    scripts = make([]).scripts
+    assert (scripts.throttle, scripts.virtual_home) == ("", "")
+    assert scripts.virtual_domains == "/var/qmail/control/virtualdomains"
+    scripts = make(["-t", "throttle", "-S", "~/vhome", "-v", "/x/../domains"]).scripts
+    assert scripts.throttle == f"{home}/throttle"
+    assert scripts.virtual_home == f"{home}/vhome"
+    assert scripts.virtual_domains == "/domains"
+    assert make(["-c", "configs"]).configdir == f"{home}/configs"
+
+
+def test_scripts_get_the_search_path_of_who_starts_the_daemon(as_root, monkeypatch):
+    monkeypatch.setenv("PATH", "/a:/b")
+    assert as_root([]).scripts.search_path == "/a:/b"
+    monkeypatch.delenv("PATH")
+    assert as_root([]).scripts.search_path.startswith("/usr/local/sbin:")
+
+
+def test_the_time_of_others_programs_can_be_chosen(as_root):
+    made = as_root(["--source-timeout=1.5", "--script-timeout", "2"])
+    assert (made.programs.source_timeout, made.programs.script_timeout) == (1.5, 2)
+    assert (as_root([]).programs.source_timeout, as_root([]).programs.script_timeout) == (10, 30)
+
+
+def test_all_cpus_are_used_only_if_wanted(as_root):
+    assert as_root([]).one_cpu
+    assert not as_root(["--cpus=all"]).one_cpu

@@ -6,12 +6,16 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
+from fakes import wait_for
 
 from tofmipd import daemon
 from tofmipd.errors import CANT_CREATE, CONFIG, UNAVAILABLE, Fatal
-from tofmipd.settings import Listen, Person, Settings
+from tofmipd.settings import Listen, Person, Scripts, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +91,94 @@ def test_a_signal_can_be_read_as_its_number():
         os.close(signal.set_wakeup_fd(-1))
         os.close(reader)
         signal.signal(number, before)
+
+
+# Going into the background: the parent waits for the word of the one that goes on.
+
+BACKGROUND = """
+import os, signal, sys, time
+from tofmipd.daemon import Background, detach
+from tofmipd.errors import Fatal
+
+sys.stdout.write("before ")
+{act}
+"""
+
+
+def run_detached(act: str) -> tuple[int, str, str]:
+    """A program that goes into the background; how who started it sees it end."""
+    done = subprocess.run(
+        [sys.executable, "-c", BACKGROUND.format(act=act)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "error"),
+    [
+        ("Background().succeed()", 0, ""),
+        ("detach()", 0, ""),
+        ("Background().fail(Fatal(78, 'é is wrong'))", 78, "tofmipd: é is wrong\n"),
+        ("Background().fail(Fatal(69, ''))", 69, "tofmipd: internal error at the start\n"),
+        ("Background(); os._exit(3)", 70, "tofmipd: internal error at the start\n"),
+        ("Background(); raise OSError", 70, "tofmipd: internal error at the start\n"),
+        ("Background(); os.kill(os.getpid(), 9)", 70, "tofmipd: internal error at the start\n"),
+    ],
+)
+def test_who_starts_a_daemon_learns_how_the_start_went(act, status, error):
+    assert run_detached(act) == (status, "before ", error)
+
+
+def test_who_starts_a_daemon_waits_for_its_word():
+    begun = time.monotonic()
+    act = "b = Background(); time.sleep(0.3); b.fail(Fatal(75, 'late'))"
+    assert run_detached(act) == (75, "before ", "tofmipd: late\n")
+    assert time.monotonic() - begun >= 0.3
+
+
+def test_a_long_reason_arrives_whole():
+    text = "x" * 200_000
+    act = "Background().fail(Fatal(78, 'x' * 200_000))"
+    assert run_detached(act) == (78, "before ", f"tofmipd: {text}\n")
+
+
+def test_what_goes_on_has_a_session_of_its_own_and_nothing_of_the_terminal(tmp_path):
+    report = tmp_path / "report"
+    act = f"""
+background = Background()
+background.succeed()
+ids = os.getsid(0) == os.getpgid(0) != os.getpid()
+names = [os.readlink(f"/proc/self/fd/{{n}}") for n in (0, 1, 2)]
+ignored = [signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGTSTP, signal.SIGTTOU)]
+open({str(report)!r} + ".new", "w").write(repr((ids, os.getcwd(), names, ignored)))
+os.rename({str(report)!r} + ".new", {str(report)!r})
+os._exit(0)
+"""
+    assert run_detached(act) == (0, "before ", "")
+    wait_for(report.exists)
+    expected = (True, "/", ["/dev/null"] * 3, [True, True])
+    assert report.read_text() == repr(expected)
+
+
+# Scripts.
+
+
+@pytest.mark.parametrize(("field", "letter"), [("throttle", "-t"), ("virtual_home", "-S")])
+def test_a_script_that_cannot_be_run_is_found_at_the_start(tmp_path, field, letter):
+    path = tmp_path / "script"
+    for words in (f"{path} is not there; {letter} names", "cannot be executed (chmod 755)"):
+        with pytest.raises(Fatal) as caught:
+            daemon.check_scripts(Scripts(**{field: str(path)}))
+        assert caught.value.status == CONFIG
+        assert words in str(caught.value)
+        path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    daemon.check_scripts(Scripts(**{field: str(path)}))
+
+
+def test_without_scripts_there_is_nothing_to_find():
+    daemon.check_scripts(Scripts())

@@ -128,13 +128,14 @@ def test_the_program_gets_three_descriptors_and_no_other(sendmail_that, out, tmp
     assert numbers == ["0", "1", "2"]
 
 
-def test_the_program_runs_in_the_directory_and_a_session_of_its_own(sendmail_that, out, tmp_path):
+def test_the_program_runs_in_the_directory_and_a_group_of_its_own(sendmail_that, out, tmp_path):
     body = "pwd > {out}; cut -d' ' -f 1,5,6 /proc/$$/stat >> {out}\n"
     sendmail_that(body, directory=str(tmp_path)).send(copy_of())
     directory, numbers = out.read_text().splitlines()
     assert directory == str(tmp_path)
     pid, group, session = numbers.split()
-    assert pid == group == session != str(os.getpid())
+    assert pid == group != str(os.getpgid(0))
+    assert session == str(os.getsid(0))
 
 
 @pytest.mark.parametrize(

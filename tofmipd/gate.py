@@ -18,7 +18,10 @@ class Pass(Protocol):
     """One session's way through the gate.  It remembers whom the session has proved to be."""
 
     def challenge(self) -> bytes:
-        """A fresh challenge for the next credentials (RFC 2195); each serves once."""
+        """A fresh challenge for the next credentials (RFC 2195); each serves once.
+
+        b"" if none can be had now: then no login can be judged either.
+        """
         ...
 
     def verify(self, credentials: Credentials, mechanism: str) -> Verdict:

@@ -52,7 +52,9 @@ def run(
             stderr=subprocess.STDOUT,
             cwd=directory,
             env=dict(environment),
-            start_new_session=True,
+            # A group of its own, but in the session of whoever runs it: that is how the monitor of
+            # global mode finds what a worker has left behind that was killed.
+            process_group=0,
         )
     with process:
         ended, output = _listen(process, timeout)

@@ -104,6 +104,7 @@ class RawHop(Hop):
 class _RawSession(socketserver.StreamRequestHandler):
     server: _RawServer
     rbufsize = 1 << 20
+    disable_nagle_algorithm = True
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -167,6 +168,7 @@ class _RawServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 100
 
     def __init__(self, hop: RawHop) -> None:
         self.hop = hop

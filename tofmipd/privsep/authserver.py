@@ -91,7 +91,7 @@ class AuthServer:
 
     def _accept(self, server: Channel) -> None:
         """Take new channels from the server, as long as it lives."""
-        with server, contextlib.suppress(Gone):
+        with server, contextlib.suppress(Gone, OSError):
             while True:
                 octets, descriptors = server.receive_with(frames.CONTROL_LIMIT_OCTETS, 1)
                 try:
@@ -109,7 +109,7 @@ class AuthServer:
                 while True:
                     octets = channel.receive_strictly(frames.WORK_LIMIT_OCTETS)
                     channel.send(self._answer(frames.decode_auth_request(octets)))
-            except Gone:
+            except (Gone, OSError):
                 pass
             except BadFrame as error:
                 log.error("the server breaks the protocol towards auth: %s", error)
@@ -118,7 +118,7 @@ class AuthServer:
         if isinstance(request, int):
             return self._challenge(request)
         try:
-            return frames.encode_verdict(self._judge(request))
+            return frames.encode_verdict(*self._judge(request))
         except Exception:
             log.exception("s=%s internal error", request.session_id)
             return frames.encode_verdict(Verdict.UNAVAILABLE)
@@ -131,14 +131,14 @@ class AuthServer:
                 self._challenges.popitem(last=False)
         return challenge
 
-    def _judge(self, login: Login) -> Verdict:
+    def _judge(self, login: Login) -> tuple[Verdict, str]:
         """Whoever is accepted is known to the monitor before the server hears of it."""
         credentials = login.credentials
         if isinstance(credentials, CramMd5):
             with self._lock:
                 challenge = self._challenges.pop(login.session, b"")
             if not challenge:
-                return Verdict.UNAVAILABLE
+                return Verdict.UNAVAILABLE, ""
             credentials = dataclasses.replace(credentials, challenge=challenge)
         verdict, identity = self._logins.judge(
             login.session_id, login.mechanism, credentials, login.origin
@@ -146,7 +146,7 @@ class AuthServer:
         if identity is not None:
             texts = (identity.account, identity.login)
             self._control.send(Control(Kind.PROVED, login.session, texts).encode())
-        return verdict
+        return verdict, "" if identity is None else identity.account
 
 
 def take_log(descriptors: list[int]) -> None:

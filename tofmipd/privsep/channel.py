@@ -130,6 +130,16 @@ class Channel:
             return BlockingIOError()
         return TimeoutError("the other process does not answer")
 
+    def has_something(self) -> bool:
+        """Whether there is a packet, or the end, to be received."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def stop_reading(self) -> None:
         """Let the other end send no more; what is queued can still be read."""
         with contextlib.suppress(OSError):

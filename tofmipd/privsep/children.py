@@ -121,6 +121,23 @@ def end_with_monitor(monitor: int) -> None:
         os._exit(UNAVAILABLE)
 
 
+def kill_session(number: int) -> None:
+    """SIGKILL for all processes of a session, where the system tells which they are.
+
+    For a child that is apart and was killed: what it was waiting for goes with it.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == number:
+                continue
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    # The name of the program, in brackets, may hold anything.
+                    fields = file.read().rpartition(b")")[2].split()
+                if int(fields[3]) == number:
+                    os.kill(int(name), signal.SIGKILL)
+
+
 def how_it_ended(status: int) -> str:
     """The words for a status of os.waitpid."""
     if os.WIFSIGNALED(status):

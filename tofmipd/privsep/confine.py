@@ -26,11 +26,15 @@ def confine(uid: int) -> None:
 
 def descriptors(number: int) -> None:
     """Let this process, which is root's yet, have that many open."""
-    with contextlib.suppress(OSError, ValueError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        if hard != resource.RLIM_INFINITY:
-            hard = max(hard, number)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    choices = [(number, hard)]
+    if hard != resource.RLIM_INFINITY:
+        # Not even root may raise the hard limit everywhere.
+        choices = [(number, max(hard, number)), (min(number, hard), hard)]
+    for choice in choices:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, choice)
+            return
 
 
 def _at_most(what: int, number: int) -> None:

@@ -237,17 +237,19 @@ def _user(reader: Reader) -> str:
     return reader.octets(0xFFFF).decode("utf-8", "replace")
 
 
-def encode_verdict(verdict: Verdict) -> bytes:
-    return _VERDICT.pack(_VERDICTS.index(verdict))
+def encode_verdict(verdict: Verdict, account: str = "") -> bytes:
+    """``account`` is the one that an accepted login stands for."""
+    return _VERDICT.pack(_VERDICTS.index(verdict)) + _packed(account)
 
 
-def decode_verdict(octets: bytes) -> Verdict:
+def decode_verdict(octets: bytes) -> tuple[Verdict, str]:
     reader = Reader(octets)
     (number,) = reader.unpack(_VERDICT)
+    account = reader.text(0xFFFF)
     reader.end()
     if number >= len(_VERDICTS):
         raise BadFrame("no verdict")
-    return _VERDICTS[number]
+    return _VERDICTS[number], account
 
 
 # Between the server and a worker.

@@ -24,6 +24,7 @@ from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.frames import BadFrame, Control, Kind, Refusal
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.workers import Worker, Workers
+from tofmipd.smtp.reply import printable
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,16 @@ _QUICK_DEATH_SECONDS = 5
 _PAUSE_SECONDS, _PAUSE_LIMIT_SECONDS = 0.1, 5.0
 _OFFENCES_LIMIT = 20
 _FRAMES_AT_ONCE = 64
-_WAITING_LIMIT = 10_000
+_WAITING_LIMIT = 2000
+# Those that bring descriptors, which are few.
+_WAITING_DESCRIPTORS_LIMIT = 200
 _WORKER_FRAMES_LIMIT = 3
+# How long a worker that has been used keeps its place, and one that leaves may take for it before
+# another one has to go as well.
+_TURN_SECONDS = 0.2
+_LEAVING_SECONDS = 1
+# How many of one identity may be leaving.
+_LEAVING_LIMIT = 2
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Monitor:
         self._sessions: OrderedDict[int, Identity] = OrderedDict()
         self._queue: deque[tuple[float, int]] = deque()
         self._offences = 0
+        self._room_at = 0.0
         self._stop_at: float | None = None
         self._started = False
         self._failure: Fatal | None = None
@@ -118,7 +128,7 @@ class Monitor:
         deadline = time.monotonic() + _START_LIMIT_SECONDS
         self._fill(self._auth)
         self._fill(self._server)
-        while not self._complete():
+        while not self._complete() and self._stop_at is None:
             self._turn()
             if self._failure is None and time.monotonic() > deadline:
                 self._failure = Fatal(SOFTWARE, "the server or auth did not start in time")
@@ -128,6 +138,10 @@ class Monitor:
                     os.waitpid(pid, 0)
                 raise self._failure
         self._started = True
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_at is not None
 
     def _complete(self) -> bool:
         posts = (self._server, self._auth)
@@ -165,9 +179,10 @@ class Monitor:
         """Seconds until the next thing is due, a minute at most."""
         now = time.monotonic()
         times = [now + 60]
-        times += [post.due for post in (self._server, self._auth) if post.due is not None]
+        if self._stop_at is None:
+            times += [post.due for post in (self._server, self._auth) if post.due is not None]
         times += [child.kill_at for child in self._children.values() if child.kill_at is not None]
-        times += [due for due, _ in self._queue]
+        times += [self._queue[0][0], self._room_at] if self._queue else []
         times += [self._stop_at] if self._stop_at is not None else []
         return min(times) - now
 
@@ -185,6 +200,8 @@ class Monitor:
             _, session = self._queue.popleft()
             log.warning("all %d workers are busy, a session is turned away", self._workers.count)
             self._refuse(session, Refusal.NO_ROOM)
+        if self._queue and self._room_at <= now:
+            self._make_room()
         if self._stop_at is not None and self._stop_at <= now:
             self._kill_all()
 
@@ -247,7 +264,12 @@ class Monitor:
         post.begun = time.monotonic()
         self._adopt(child)
         if self._server.child is not None and self._auth.child is not None:
-            ours, theirs = Channel.pair()
+            try:
+                ours, theirs = Channel.pair()
+            except OSError as error:
+                log.error("server and auth cannot be connected: %s", error.strerror)
+                self._lose(child)
+                return
             self._send(self._auth.child, Control(Kind.CONNECT), (ours.fileno(),))
             self._send(self._server.child, Control(Kind.CONNECT), (theirs.fileno(),))
             ours.close()
@@ -271,6 +293,8 @@ class Monitor:
                     # its group is nobody else's.
                     self._read(child)
                     children.kill(child, group=isinstance(child, Worker))
+                    if isinstance(child, Worker) and dead.si_code != os.CLD_EXITED:
+                        children.kill_session(child.pid)
                 _, status = os.waitpid(dead.si_pid, 0)
                 if child is not None:
                     self._bury(child, status)
@@ -321,10 +345,17 @@ class Monitor:
         except BlockingIOError:
             pass
         except Gone:
-            children.kill(child, group=False)
+            self._lose(child)
         except BadFrame as error:
             log.error("%s (pid %d) breaks the protocol: %s", child.name, child.pid, error)
-            children.kill(child, group=isinstance(child, Worker))
+            self._lose(child)
+
+    def _lose(self, child: Child) -> None:
+        """Kill a child that is of no use any more; nobody is sent to it, though it is not buried
+        yet."""
+        if isinstance(child, Worker):
+            self._workers.retire(child)
+        children.kill(child, group=isinstance(child, Worker))
 
     def _send(self, child: Child, frame: Control, descriptors: tuple[int, ...] = ()) -> None:
         """Never waits: what a child does not take now is kept for it, up to a limit."""
@@ -335,13 +366,16 @@ class Monitor:
                 return
         except BlockingIOError:
             self._poll.modify(child.control, select.POLLIN | select.POLLOUT)
-        except Gone:
+        except (Gone, OSError):
+            self._lose(child)
             return
-        if len(child.waiting) >= _WAITING_LIMIT:
-            log.error("%s (pid %d) does not listen and is killed", child.name, child.pid)
-            children.kill(child, group=isinstance(child, Worker))
-            return
-        child.waiting.append((octets, tuple(os.dup(number) for number in descriptors)))
+        kept = sum(len(numbers) for _, numbers in child.waiting) if descriptors else 0
+        if len(child.waiting) < _WAITING_LIMIT and kept < _WAITING_DESCRIPTORS_LIMIT:
+            with contextlib.suppress(OSError):
+                child.waiting.append((octets, tuple(os.dup(number) for number in descriptors)))
+                return
+        log.error("%s (pid %d) does not listen and is killed", child.name, child.pid)
+        self._lose(child)
 
     def _send_waiting(self, child: Child) -> None:
         sent = 0
@@ -350,8 +384,10 @@ class Monitor:
                 child.control.send(octets, descriptors)
                 sent += 1
             self._poll.modify(child.control, select.POLLIN)
-        except (BlockingIOError, Gone):
+        except BlockingIOError:
             pass
+        except (Gone, OSError):
+            self._lose(child)
         for _, descriptors in child.waiting[:sent]:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -364,7 +400,7 @@ class Monitor:
 
     def _failed(self, child: Child, frame: Control) -> None:
         """``number`` is the exit status that the failure deserves."""
-        log.error("%s (pid %d) cannot start: %s", child.name, child.pid, frame.texts[0])
+        log.error("%s (pid %d) cannot start: %s", child.name, child.pid, printable(frame.texts[0]))
         self._failure = Fatal(frame.number & 0xFF, frame.texts[0])
 
     def _proved(self, child: Child, frame: Control) -> None:
@@ -390,7 +426,7 @@ class Monitor:
         worker = self._workers.find(identity) if identity is not None else None
         if worker is not None:
             log.warning("%s (pid %d) does not answer and is killed", worker.name, worker.pid)
-            children.kill(worker, group=True)
+            self._lose(worker)
 
     def _open(self, child: Child, frame: Control) -> None:
         """Open a file for auth, which has not the rights: only those that were configured."""
@@ -422,6 +458,14 @@ class Monitor:
                 raise BadFrame("too many sessions that have proved nothing")
             return
         worker = self._workers.find(identity)
+        if worker is not None:
+            # It may have died, or asked to leave.
+            self._read(worker)
+            worker = self._workers.find(identity)
+        if worker is None and self._workers.leaving_of(identity) >= _LEAVING_LIMIT:
+            log.warning("workers for %r do not leave", identity.login)
+            self._refuse(session, Refusal.NO_ROOM)
+            return
         if worker is None and self._workers.count >= self._plan.max_workers:
             if len(self._queue) > self._plan.sessions:
                 self._refuse(session, Refusal.NO_ROOM)
@@ -432,10 +476,19 @@ class Monitor:
         self._introduce(session, worker or self._start_worker(identity))
 
     def _make_room(self) -> None:
-        """Let as many workers go as there are identities that wait for a place."""
+        """Let as many workers go as there are identities that wait for a place.
+
+        One that has been used just now keeps its place for a while, or those who share too few
+        places would only chase each other; one that does not leave at once does not count.
+        """
+        now = time.monotonic()
+        asked_lately = now - _LEAVING_SECONDS + self._plan.leave_timeout
+        leaving = [worker.kill_at for worker in self._workers.all() if worker.kill_at is not None]
+        lately = sum(kill_at > asked_lately for kill_at in leaving)
         waiting = {self._sessions.get(session) for _, session in self._queue}
         oldest = self._workers.least_recently_used()
-        if oldest is not None and self._workers.leaving < len(waiting):
+        self._room_at = now + _TURN_SECONDS
+        if oldest is not None and lately < len(waiting) and oldest.used <= now - _TURN_SECONDS:
             self._dismiss(oldest)
 
     def _introduce(self, session: int, worker: Worker | None) -> None:

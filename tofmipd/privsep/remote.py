@@ -17,6 +17,7 @@ from tofmipd.privsep import frames
 from tofmipd.privsep.authserver import take_log
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine, Refusal, Submission
+from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # How long a replaced auth process may take to be there.
 _AUTH_START_SECONDS = 5
+_ASK_ATTEMPTS = 4
 _IDLE_CHANNELS = 8
 _ENDED_AT_ONCE = 32
 # How often the monitor hears that a worker is in use, and how long unused channels are kept.
@@ -35,6 +37,8 @@ _GRANT_LIMIT_SECONDS = 20
 # A worker gives a sign of life at least this often, whatever it waits for.
 SILENCE_LIMIT_SECONDS = 60
 _ATTEMPTS = 3
+# Beyond the lines that are logged; a sign of life comes every few seconds.
+_FRAMES_BEYOND = 10_000
 _LINE_OCTETS = 8000
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
@@ -64,6 +68,7 @@ class AuthChannels:
     def connect(self, main: Channel) -> None:
         """There is a new auth process."""
         with self._lock:
+            main.limit_sending(self._limit)
             old, self._main = [self._main, *self._idle], main
             self._idle = []
             self._lock.notify_all()
@@ -74,21 +79,34 @@ class AuthChannels:
     def ask(self, request: bytes) -> bytes:
         """Send a request, and once more if auth dies of it or before.
 
-        Raises Gone or TimeoutError if there is no answer.
+        Raises Gone, BadFrame or OSError if there is no answer.
         """
-        for last in (False, True):
+        killed = 0
+        for _ in range(_ASK_ATTEMPTS):
             channel = self._take()
             try:
                 channel.send(request)
                 answer = channel.receive(frames.WORK_LIMIT_OCTETS)
-            except (Gone, TimeoutError) as error:
+            except (OSError, BadFrame):
                 channel.close()
-                if last or isinstance(error, TimeoutError):
+                raise
+            except Gone as error:
+                channel.close()
+                killed += not error.unread
+                if killed == 2:
                     raise
+                # The others go to the same dead process.
+                self._drop_idle()
             else:
                 self._give_back(channel)
                 return answer
-        raise AssertionError
+        raise Gone(unread=True)
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
 
     def _take(self) -> Channel:
         deadline = time.monotonic() + _AUTH_START_SECONDS
@@ -103,17 +121,21 @@ class AuthChannels:
                     continue
             try:
                 return self._new(main)
-            except Gone:
+            except (Gone, OSError) as error:
                 with self._lock:
-                    if self._main is main:
+                    replaced = self._main is not main
+                    if isinstance(error, Gone) and not replaced:
                         self._main = None
+                # Where a new auth has come meanwhile, this channel was closed under our hands.
+                if isinstance(error, OSError) and not replaced:
+                    raise
 
     def _new(self, main: Channel) -> Channel:
         ours, theirs = Channel.pair()
         with theirs:
             try:
                 main.send(Control(Kind.CONNECT).encode(), (theirs.fileno(),))
-            except Gone:
+            except (Gone, OSError):
                 ours.close()
                 raise
         ours.limit_waiting(self._limit)
@@ -160,7 +182,7 @@ class RemoteGate:
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[Channel | Refusal]] = {}
         # Channels to workers that no message is using, by login; the one used last goes first.
-        self._idle: dict[str, _Idle] = {}
+        self._idle: dict[Identity, _Idle] = {}
         self._swept = time.monotonic()
         self._ended: list[int] = []
 
@@ -204,7 +226,7 @@ class RemoteGate:
         if isinstance(answer, Channel):
             answer.close()
 
-    def take_worker(self, session: int, login: str) -> Channel:
+    def take_worker(self, session: int, login: Identity) -> Channel:
         """A channel to the worker of a login that the session has proved, for one message.
 
         One that another message of that login has left is as good as a new one, which costs all
@@ -213,7 +235,13 @@ class RemoteGate:
         now = time.monotonic()
         with self._lock:
             idle = self._idle.get(login)
-            channel = idle.channels.pop() if idle is not None and idle.channels else None
+            channel = None
+            while channel is None and idle is not None and idle.channels:
+                channel = idle.channels.pop()
+                if channel.has_something():
+                    # It is closed, or its worker says more than it was asked.
+                    channel.close()
+                    channel = None
             told = idle is None or now - idle.told < _USED_SECONDS
             if idle is not None and not told:
                 idle.told = now
@@ -223,7 +251,7 @@ class RemoteGate:
             self.tell(Kind.USED, session)
         return channel
 
-    def leave_worker(self, login: str, channel: Channel) -> None:
+    def leave_worker(self, login: Identity, channel: Channel) -> None:
         """The message is done; its channel serves the next."""
         now = time.monotonic()
         old: list[Channel] = []
@@ -242,7 +270,7 @@ class RemoteGate:
         for unused in old:
             unused.close()
 
-    def forget_worker(self, login: str) -> None:
+    def forget_worker(self, login: Identity) -> None:
         """The worker of a login is gone: so are its channels."""
         with self._lock:
             idle = self._idle.pop(login, None)
@@ -299,20 +327,26 @@ class RemotePass:
         self._number = int(session_id, 16)
         self._origin = Origin(peer.address, peer.local_address)
         self._login = ""
+        self._whose = Identity("", "")
 
     def challenge(self) -> bytes:
-        return self._gate.auth.ask(frames.encode_challenge(self._number))
+        try:
+            return self._gate.auth.ask(frames.encode_challenge(self._number))
+        except (Gone, OSError, BadFrame) as error:
+            log.error("s=%s auth does not answer: %s", self._id, error)
+            return b""
 
     def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
         login = frames.Login(self._number, self._id, mechanism, credentials, self._origin)
         try:
             request = frames.encode_login(login)
-            verdict = frames.decode_verdict(self._gate.auth.ask(request))
-        except (Gone, TimeoutError, BadFrame) as error:
+            verdict, account = frames.decode_verdict(self._gate.auth.ask(request))
+        except (Gone, OSError, BadFrame) as error:
             log.error("s=%s auth does not answer: %s", self._id, error)
             return Verdict.UNAVAILABLE
         if verdict is Verdict.ACCEPTED:
             self._login = credentials.user
+            self._whose = Identity(account, self._login)
         return verdict
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
@@ -352,14 +386,14 @@ class RemotePass:
                 files.append(content.descriptor())
             octets = Submission(content.size_octets, len(encoded), here, inline).encode()
             for _ in range(_ATTEMPTS):
-                worker = self._gate.take_worker(self._number, self._login)
+                worker = self._gate.take_worker(self._number, self._whose)
                 try:
                     worker.send(octets, files)
                     reply = self._answer(worker, len(envelope.recipients))
                 except Gone as error:
                     worker.close()
                     # The others lead to the same process.
-                    self._gate.forget_worker(self._login)
+                    self._gate.forget_worker(self._whose)
                     if not error.unread:
                         log.error("s=%s the worker has died with the message", self._id)
                         return _DIED
@@ -367,7 +401,7 @@ class RemotePass:
                     worker.close()
                     return self._failed(error)
                 else:
-                    self._gate.leave_worker(self._login, worker)
+                    self._gate.leave_worker(self._whose, worker)
                     return reply
         log.error("s=%s no worker takes the message", self._id)
         return _NOT_NOW
@@ -381,7 +415,9 @@ class RemotePass:
         while True:
             reply, lines = frames.decode_answer(worker.receive(frames.WORKER_LIMIT_OCTETS))
             self._log(lines[: max(lines_left, 0)])
-            lines_left -= len(lines)
+            lines_left -= max(len(lines), 1)
+            if lines_left < -_FRAMES_BEYOND:
+                raise BadFrame("talks without end")
             if reply is not None:
                 return reply
 

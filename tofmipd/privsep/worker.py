@@ -56,7 +56,7 @@ class Shipping(logging.Handler):
             text = f"a log line could not be made: {error!r}"[:_LINE_CHARACTERS]
         lines = getattr(self._own, "lines", self._common)
         if len(lines) < _LINES_LIMIT:
-            lines.append((record.levelno, text))
+            lines.append((min(max(record.levelno, 0), 255), text))
 
     def begin(self) -> None:
         self._own.lines = []
@@ -122,7 +122,7 @@ class Worker:
 
     def _patience(self) -> float:
         if self._asked or self._busy:
-            return HEARTBEAT_SECONDS
+            return HEARTBEAT_SECONDS if self._asked else min(HEARTBEAT_SECONDS, self._idle_timeout)
         return max(self._last_busy + self._idle_timeout - time.monotonic(), 0.001)
 
     def _keep_time(self) -> None:
@@ -152,7 +152,8 @@ class Worker:
                 self._keep_time()
 
     def _take(self, channel: Channel) -> None:
-        """Serve one more session.  Where there can be no thread, serve it here until it ends."""
+        """Serve one more session.  Where there can be no thread it hears of that by the channel's
+        end, before it has said anything."""
         channel.limit_sending(_SEND_LIMIT_SECONDS)
         thread = threading.Thread(target=self._serve, args=(channel,), daemon=True)
         with self._lock:

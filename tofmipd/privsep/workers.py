@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tofmipd.privsep.children import Child
 from tofmipd.privsep.identity import Identity
@@ -11,10 +12,11 @@ from tofmipd.privsep.identity import Identity
 
 @dataclass(slots=True, kw_only=True)
 class Worker(Child):
-    """``frames`` counts what it has said."""
+    """``frames`` counts what it has said; ``used`` is when it was used last (time.monotonic())."""
 
     identity: Identity
     frames: int = 0
+    used: float = field(default_factory=time.monotonic)
 
 
 class Workers:
@@ -44,7 +46,15 @@ class Workers:
         """The one that serves the identity."""
         return self._serving.get(identity)
 
+    def leaving_of(self, identity: Identity) -> int:
+        """How many of an identity have been asked to leave and have not yet."""
+        return sum(
+            worker.identity == identity and self._serving.get(identity) is not worker
+            for worker in self._all.values()
+        )
+
     def use(self, worker: Worker) -> None:
+        worker.used = time.monotonic()
         if worker.identity in self._serving:
             self._serving.move_to_end(worker.identity)
 

@@ -279,7 +279,9 @@ class Session:
         return self._begin(b"", words[1] if len(words) > 1 else None)
 
     def challenged(self, challenge: bytes) -> Step:
-        """The challenge that was asked for."""
+        """The challenge that was asked for, b"" if there can be none now."""
+        if not challenge:
+            return replies.AUTH_TEMPORARY
         return self._begin(challenge, None)
 
     def _begin(self, challenge: bytes, initial: str | None) -> Step:
