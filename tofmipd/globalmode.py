@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 # What others import when they need it first: by then this is another uid's process, which may not
 # be able to read a library that was installed for root.
 import encodings.ascii
@@ -200,9 +202,8 @@ class GlobalDaemon:
         )
         user = User(identity.login, account.home, account.full_name)
         limit = settings.programs.script_timeout
-        serving = user_of(
-            settings, house(settings, pool), user, loading=lambda: worker.loading(limit)
-        )
+        place = dataclasses.replace(house(settings, pool), note=shipping.note)
+        serving = user_of(settings, place, user, loading=lambda: worker.loading(limit))
         status = worker.run(serving.submit)
         pool.close()
         return status

@@ -53,6 +53,10 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 Observer = Callable[[str, tuple[Report, ...], str], None]
 
 
+def _note(line: str) -> None:
+    log.info("%s", line)
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose files are used.  ``home`` is where ``~`` leads."""
@@ -66,6 +70,7 @@ class House:
     """What is the same for all users of a process.
 
     ``pass_through`` is a sendmail program for users without a configuration, "" for none.
+    ``note`` puts one line on the log, at INFO: that of every recipient of every message.
     """
 
     host_name: str
@@ -74,6 +79,7 @@ class House:
     pool: Pool
     observer: Observer | None = None
     pass_through: str = ""
+    note: Callable[[str], None] = _note
 
 
 class Outbound:
@@ -172,15 +178,11 @@ class Outbound:
     def _tell(self, tagged: Tagged, transport: Transport, said: str, session_id: str) -> None:
         sender = tagged.sender.decode("utf-8", "replace")
         for report in tagged.reports:
-            log.info(
-                "s=%s sent to=%r rule=%r sender=%r from=%r by=%s reply=%r",
-                session_id,
-                report.recipient.decode("utf-8", "replace"),
-                report.rule,
-                sender,
-                report.sender_after.decode("utf-8", "replace"),
-                transport,
-                said,
+            recipient = report.recipient.decode("utf-8", "replace")
+            after = report.sender_after.decode("utf-8", "replace")
+            self._house.note(
+                f"s={session_id} sent to={recipient!r} rule={report.rule!r} sender={sender!r}"
+                f" from={after!r} by={transport} reply={said!r}"
             )
         if self._house.observer is not None:
             self._house.observer(sender, tagged.reports, said)

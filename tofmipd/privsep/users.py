@@ -52,6 +52,7 @@ class User:
 
 
 def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> House:
+    """What all users of this process have in common."""
     return House(
         settings.host_name,
         settings.received,

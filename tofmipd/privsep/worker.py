@@ -58,6 +58,13 @@ class Shipping(logging.Handler):
         if len(lines) < _LINES_LIMIT:
             lines.append((min(max(record.levelno, 0), 255), text))
 
+    def note(self, line: str) -> None:
+        """A line at INFO without the ways of a log record: there is one for every message."""
+        if log.isEnabledFor(logging.INFO):
+            lines = getattr(self._own, "lines", self._common)
+            if len(lines) < _LINES_LIMIT:
+                lines.append((logging.INFO, line[:_LINE_CHARACTERS]))
+
     def begin(self) -> None:
         self._own.lines = []
 
