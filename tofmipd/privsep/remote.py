@@ -366,43 +366,44 @@ class RemotePass:
             return replies.NO_ROOM
 
     def _submit(self, envelope: Envelope, content: Content) -> Reply:
+        """As one packet, or the large parts of it as files."""
+        encoded = frames.encode_envelope(envelope, self._id)
+        size, recipients = content.size_octets, len(envelope.recipients)
+        if len(encoded) + size <= frames.INLINE_LIMIT_OCTETS:
+            frame = Submission(size, len(encoded), encoded, content.head(size))
+            return self._give(frame.encode(), (), recipients)
+        if len(encoded) <= frames.INLINE_LIMIT_OCTETS:
+            frame = Submission(size, len(encoded), encoded, None)
+            return self._give(frame.encode(), (content.descriptor(),), recipients)
+        with memory_file(encoded) as file:
+            frame = Submission(size, len(encoded), None, None)
+            files = (file.fileno(), content.descriptor())
+            return self._give(frame.encode(), files, recipients)
+
+    def _give(self, octets: bytes, files: tuple[int, ...], recipients: int) -> Reply:
         """Give the message to the worker.
 
         One that is leaving, or has died without having read the message, is replaced; once it
         has been read nobody may try again, for it may have been sent.
         """
-        encoded = frames.encode_envelope(envelope, self._id)
-        with contextlib.ExitStack() as stack:
-            files: list[int] = []
-            here: bytes | None = encoded
-            if len(encoded) > frames.INLINE_LIMIT_OCTETS // 2:
-                files.append(stack.enter_context(memory_file(encoded)).fileno())
-                here = None
-            inline: bytes | None = None
-            room = frames.INLINE_LIMIT_OCTETS - len(here or b"")
-            if content.size_octets <= room:
-                inline = content.head(content.size_octets)
+        for _ in range(_ATTEMPTS):
+            worker = self._gate.take_worker(self._number, self._whose)
+            try:
+                worker.send(octets, files)
+                reply = self._answer(worker, recipients)
+            except Gone as error:
+                worker.close()
+                # The others lead to the same process.
+                self._gate.forget_worker(self._whose)
+                if not error.unread:
+                    log.error("s=%s the worker has died with the message", self._id)
+                    return _DIED
+            except (TimeoutError, BadFrame) as error:
+                worker.close()
+                return self._failed(error)
             else:
-                files.append(content.descriptor())
-            octets = Submission(content.size_octets, len(encoded), here, inline).encode()
-            for _ in range(_ATTEMPTS):
-                worker = self._gate.take_worker(self._number, self._whose)
-                try:
-                    worker.send(octets, files)
-                    reply = self._answer(worker, len(envelope.recipients))
-                except Gone as error:
-                    worker.close()
-                    # The others lead to the same process.
-                    self._gate.forget_worker(self._whose)
-                    if not error.unread:
-                        log.error("s=%s the worker has died with the message", self._id)
-                        return _DIED
-                except (TimeoutError, BadFrame) as error:
-                    worker.close()
-                    return self._failed(error)
-                else:
-                    self._gate.leave_worker(self._whose, worker)
-                    return reply
+                self._gate.leave_worker(self._whose, worker)
+                return reply
         log.error("s=%s no worker takes the message", self._id)
         return _NOT_NOW
 
