@@ -275,7 +275,7 @@ class Sendmail(Hop):
 
     def messages(self) -> list[Stored]:
         return [
-            Stored(arguments[2], tuple(arguments[4:]), message)
+            Stored(arguments[arguments.index("-f") + 1], tuple(arguments[4:]), message)
             for arguments, _, message in self.runs()
         ]
 

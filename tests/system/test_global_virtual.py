@@ -327,7 +327,10 @@ def test_each_virtual_user_of_a_domain_has_a_configuration_key_and_process_of_hi
         for login in logins:
             assert send(daemon, login).startswith("250")
         assert len(children(daemon.pid, "worker")) == 3
-    tags = {env["LOGIN"]: arguments[2] for arguments, env, _ in hosting.sendmail.runs()}
+    tags = {
+        env["LOGIN"]: arguments[arguments.index("-f") + 1]
+        for arguments, env, _ in hosting.sendmail.runs()
+    }
     first, second, third = (tags[login] for login in logins)
     assert re.fullmatch(r"bobby-sender-[0-9a-f]{6}@example\.org", first)
     assert re.fullmatch(r"bobby-sender-[0-9a-f]{6}@example\.org", second)
@@ -412,7 +415,7 @@ def test_a_virtual_user_without_a_configuration_is_told_so_or_passed_through(hos
     with hosting.daemon("-P", variables=program) as daemon:
         assert send(daemon, "ann@a.example").startswith("250")
         ((arguments, environment, _),) = hosting.sendmail.runs()
-        assert arguments == ["-i", "-f", "bobby@example.org", "--", TO]
+        assert arguments == ["-f", "bobby@example.org", "-i", "--", TO]
         assert environment["HOME"] == f"{bobby.home.path}/users/a.example/ann"
         assert send(daemon, "bob@a.example").startswith("250")
     assert hosting.owners() == [bobby.uid] * 2

@@ -101,7 +101,10 @@ def test_each_virtual_user_has_a_home_of_his_own(start, hosting):
         assert environment["HOME"] == str(home.path)
         assert environment["TCPLOCALIP"] == HOST
         assert "SECRET" not in environment
-    tags = {env["LOGIN"]: arguments[2] for arguments, env, _ in hosting.sendmail.runs()}
+    tags = {
+        env["LOGIN"]: arguments[arguments.index("-f") + 1]
+        for arguments, env, _ in hosting.sendmail.runs()
+    }
     first, second, third = (tags[login] for login in logins)
     assert re.fullmatch(r"bobby-sender-[0-9a-f]{6}@example\.org", first)
     assert re.fullmatch(r"bobby-sender-[0-9a-f]{6}@example\.org", second)
@@ -263,7 +266,7 @@ def test_a_virtual_user_without_a_configuration_is_told_so_or_passed_through(sta
     daemon = start(hosting.person, *hosting.options, "-P", variables=program)
     assert send(daemon, "ann@a.example").startswith("250")
     ((arguments, environment, _),) = hosting.sendmail.runs()
-    assert arguments == ["-i", "-f", "bobby@example.org", "--", TO]
+    assert arguments == ["-f", "bobby@example.org", "-i", "--", TO]
     assert environment["HOME"] == str(hosting.directory / "homes/a.example/ann")
 
 

@@ -66,7 +66,7 @@ def test_the_message_gets_to_the_program_octet_by_octet(proxy, sendmail):
     said = submit(proxy.port, TO, message=wire(LINES), sender="any.one@example.com")
     assert said == "250 2.0.0 Ok: sendmail exited with 0"
     ((arguments, _, message),) = sendmail.runs()
-    assert arguments == ["-i", "-f", "any.one@example.com", "--", TO]
+    assert arguments == ["-f", "any.one@example.com", "-i", "--", TO]
     assert message == local(LINES)
     proxy.says("INFO", "passed through", f"to=['{TO}']", "sender='any.one@example.com'")
 
@@ -81,13 +81,13 @@ def test_all_recipients_are_in_one_run_in_their_order(proxy, sendmail):
     ]
     assert submit(proxy.port, *to).startswith("250")
     ((arguments, _, _),) = sendmail.runs()
-    assert arguments == ["-i", "-f", ADDRESS, "--", *to]
+    assert arguments == ["-f", ADDRESS, "-i", "--", *to]
 
 
 def test_the_null_sender_is_a_pair_of_brackets(proxy, sendmail):
     assert submit(proxy.port, TO, sender="").startswith("250")
     ((arguments, _, _),) = sendmail.runs()
-    assert arguments == ["-i", "-f", "<>", "--", TO]
+    assert arguments == ["-f", "<>", "-i", "--", TO]
 
 
 def test_the_program_gets_little_of_the_daemon_s_environment(proxy, sendmail, newcomer):
@@ -211,7 +211,9 @@ def test_a_configuration_directory_decides_for_each_login(start, newcomer, sendm
     daemon = start(newcomer, "-P", "-c", str(directory), variables=program)
     for login in ("bobby", "chloe"):
         assert submit(daemon.port, TO, login=login).startswith("250")
-    senders = {env["LOGIN"]: arguments[2] for arguments, env, _ in sendmail.runs()}
+    senders = {
+        env["LOGIN"]: arguments[arguments.index("-f") + 1] for arguments, env, _ in sendmail.runs()
+    }
     assert senders == {"bobby": ADDRESS, "chloe": "bobby-tagged@example.org"}
 
 
@@ -238,7 +240,7 @@ def test_in_global_mode_the_program_runs_as_the_user(village, village_hop, villa
         to = ("b@example.net", "a@example.net")
         assert submit(daemon.port, *to, message=wire(LINES), **login).startswith("250")
         ((arguments, environment, message),) = village_sendmail.runs()
-        assert arguments == ["-i", "-f", ADDRESS, "--", *to]
+        assert arguments == ["-f", ADDRESS, "-i", "--", *to]
         assert message == local(LINES)
         assert {k: v for k, v in environment.items() if k not in {*OF_THE_SHELL, "PATH"}} == {
             "HOME": str(bobby.home.path),
@@ -254,7 +256,7 @@ def test_in_global_mode_the_program_runs_as_the_user(village, village_hop, villa
         assert sent.startswith("250")
         assert village_hop.message(TO).sender.startswith("bobby-dated-")
         assert submit(daemon.port, TO, sender="", **login).startswith("250")
-        assert ["-i", "-f", "<>", "--", TO] in [run[0] for run in village_sendmail.runs()]
+        assert ["-f", "<>", "-i", "--", TO] in [run[0] for run in village_sendmail.runs()]
         for status, code in ((os.EX_TEMPFAIL, "451 4.3.0 "), (os.EX_NOUSER, "554 5.1.1 ")):
             village_sendmail.exit_with(status)
             assert submit(daemon.port, TO, **login).startswith(code)

@@ -25,13 +25,15 @@ class SendmailTransport:
     """``program -i -f SENDER -- RECIPIENT...``, the message on standard input.
 
     ``null_sender`` is how the null sender is spelt for ``-f``.  ``timeout`` is in seconds for
-    the whole run.  The program gets ``environment`` and no other variable.
+    the whole run.  The program gets ``environment`` and no other variable.  ``sender_first`` puts
+    ``-i`` behind the sender, where some wrappers look for it.
     """
 
     program: str
     null_sender: str
     environment: Mapping[str, str]
     directory: str = "/"
+    sender_first: bool = False
     timeout: float = 600
 
     def __str__(self) -> str:
@@ -44,7 +46,8 @@ class SendmailTransport:
         """See Transport.  Standard input is a file: a program that stalls holds up no pipe."""
         sender = copy.sender.decode("utf-8", "surrogateescape") or self.null_sender
         recipients = [address.decode("utf-8", "surrogateescape") for address in copy.recipients]
-        arguments = [self.program, "-i", "-f", sender, "--", *recipients]
+        flags = ["-f", sender, "-i"] if self.sender_first else ["-i", "-f", sender]
+        arguments = [self.program, *flags, "--", *recipients]
         try:
             with tempfile.TemporaryFile() as message:
                 for block in as_local_text(copy.blocks()):

@@ -193,6 +193,7 @@ class Outbound:
             self._house.pass_through,
             null_sender="<>",
             environment=self._environment(envelope.peer.local_address),
+            sender_first=True,
             timeout=self._house.limits.dot_timeout,
         )
         recipients = tuple(recipient.encode() for recipient in envelope.recipients)
