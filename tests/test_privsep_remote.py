@@ -28,11 +28,12 @@ from forking import in_child
 from tofmipd import log as log_module
 from tofmipd.auth.credentials import CramMd5, Origin, Password, Verdict
 from tofmipd.content import MEMORY_LIMIT_OCTETS
-from tofmipd.privsep import frames, remote
+from tofmipd.privsep import authchannels, frames, remote
+from tofmipd.privsep.authchannels import AuthChannels
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import Control, Kind, Refusal
 from tofmipd.privsep.identity import Identity
-from tofmipd.privsep.remote import AuthChannels, RemoteGate, RemotePass
+from tofmipd.privsep.remote import RemoteGate, RemotePass
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.pump import Pump
 from tofmipd.settings import Limits
@@ -346,7 +347,7 @@ def test_a_login_that_kills_auth_twice_is_unavailable(court, caplog):
 
 
 def test_without_auth_a_login_is_unavailable_after_a_while(court, monkeypatch):
-    monkeypatch.setattr(remote, "_AUTH_START_SECONDS", 0.05)
+    monkeypatch.setattr(authchannels, "_AUTH_START_SECONDS", 0.05)
     gate_pass = court.gate.admit("1f", PEER)
     assert gate_pass.verify(RIGHT, "PLAIN") is MAYBE
     gone = court.new_auth()
@@ -414,7 +415,7 @@ def test_without_auth_a_client_that_wants_a_challenge_is_told_to_try_later(
     court, monkeypatch, caplog
 ):
     """As for any other login; nothing here is a defect."""
-    monkeypatch.setattr(remote, "_AUTH_START_SECONDS", 0.05)
+    monkeypatch.setattr(authchannels, "_AUTH_START_SECONDS", 0.05)
     ours, theirs = tcp_pair()
     pump = Pump(
         Wire(ours),

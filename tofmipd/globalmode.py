@@ -32,8 +32,8 @@ from tofmipd.privsep.drop import Rights, become
 from tofmipd.privsep.frames import Control, Kind
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.logins import Logins
-from tofmipd.privsep.monitor import Plan
 from tofmipd.privsep.personal import throttle_of
+from tofmipd.privsep.plan import Plan
 from tofmipd.privsep.remote import RemoteGate
 from tofmipd.privsep.users import User, house, user_of
 from tofmipd.privsep.virtualdomains import VirtualDomains

@@ -27,9 +27,9 @@ from village import Village, Villager, children, status, worker_of
 from tofmipd import cli, daemon, globalmode
 from tofmipd.auth.credentials import Origin, Password, Verdict
 from tofmipd.privsep import frames
+from tofmipd.privsep.authchannels import AuthChannels
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import Control, Kind, Login, Submission
-from tofmipd.privsep.remote import AuthChannels
 from tofmipd.smtp.envelope import Envelope
 
 pytestmark = pytest.mark.root

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.root
 TO = "x@example.net"
 MESSAGE = b"Subject: x\r\n\r\nx\r\n.\r\n"
 # As if each of the processes that die had lived for long: it is replaced at once.
-LONG_LIVED = {"privsep.monitor._QUICK_DEATH_SECONDS": 0.0}
+LONG_LIVED = {"privsep.plan._QUICK_DEATH_SECONDS": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_logins_after_the_death_of_auth_wait_for_the_next(village):
 
 def test_without_auth_a_challenge_fails_for_a_while(village):
     """454 as for any login that cannot be judged; and no defect is logged."""
-    slow = {"privsep.monitor._PAUSE_SECONDS": 1.0, "privsep.remote._AUTH_START_SECONDS": 0.1}
+    slow = {"privsep.plan._PAUSE_SECONDS": 1.0, "privsep.authchannels._AUTH_START_SECONDS": 0.1}
     with doomed(with_limits(village, slow)) as daemon, dialogue(daemon.port) as talk:
         talk.say("EHLO client.example")
         kill(only_child(daemon, "auth"))
@@ -271,8 +271,8 @@ def test_a_server_that_dies_again_and_again_is_not_replaced_in_a_hurry(village, 
     """Pauses of 0.05, 0.1, 0.2 and from then on 0.4 seconds."""
     bobby, chloe, _ = village.people
     pauses = {
-        "privsep.monitor._PAUSE_SECONDS": 0.05,
-        "privsep.monitor._PAUSE_LIMIT_SECONDS": 0.4,
+        "privsep.plan._PAUSE_SECONDS": 0.05,
+        "privsep.plan._PAUSE_LIMIT_SECONDS": 0.4,
     }
     with with_limits(village, pauses).daemon() as daemon:
         crew = Crew(daemon, village)

@@ -217,7 +217,7 @@ def test_a_worker_finishes_though_the_server_has_died_before_the_end(village, vi
 
 
 def test_the_end_comes_while_there_is_no_server(village):
-    slow = {"privsep.monitor._PAUSE_SECONDS": 5.0}
+    slow = {"privsep.plan._PAUSE_SECONDS": 5.0}
     with with_limits(village, slow).daemon() as daemon:
         crew = Crew(daemon, village)
         assert sends(daemon, village.people[0], TO)

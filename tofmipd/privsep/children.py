@@ -12,13 +12,22 @@ from dataclasses import dataclass, field
 from tofmipd import log as log_module
 from tofmipd.errors import SOFTWARE, UNAVAILABLE
 from tofmipd.privsep import linux
-from tofmipd.privsep.channel import Channel
+from tofmipd.privsep.channel import Channel, close_all
 
 log = logging.getLogger(__name__)
 
 # Their handler does nothing: programs that are started have the usual one again, which they
 # would not have if the signals were ignored.
 _NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+# Frames that a child has not taken, and descriptors among them.
+_WAITING_LIMIT = 2000
+_WAITING_DESCRIPTORS_LIMIT = 200
+
+
+class Deaf(Exception):
+    """A child does not take what it is sent."""
 
 
 @dataclass(slots=True)
@@ -33,6 +42,47 @@ class Child:
     ready: bool = False
     # When it gets SIGKILL unless it has ended; of time.monotonic().
     kill_at: float | None = None
+
+    def send(self, octets: bytes, descriptors: tuple[int, ...] = ()) -> bool:
+        """Never waits: what the child does not take now is kept for it.
+
+        Whether anything is kept.  Raises Deaf beyond a limit, Gone, and OSError.
+        """
+        if not self.waiting:
+            try:
+                self.control.send(octets, descriptors)
+                return False
+            except BlockingIOError:
+                pass
+        kept = sum(len(numbers) for _, numbers in self.waiting) if descriptors else 0
+        if len(self.waiting) >= _WAITING_LIMIT or kept >= _WAITING_DESCRIPTORS_LIMIT:
+            raise Deaf
+        try:
+            self.waiting.append((octets, tuple(os.dup(number) for number in descriptors)))
+        except OSError:
+            raise Deaf from None
+        return True
+
+    def send_waiting(self) -> bool:
+        """Send what is kept, as far as the child takes it; whether there is still more.
+
+        Raises Gone and OSError.
+        """
+        try:
+            while self.waiting:
+                octets, descriptors = self.waiting[0]
+                self.control.send(octets, descriptors)
+                close_all(descriptors)
+                del self.waiting[0]
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """Give back the channel and what was kept."""
+        for _, descriptors in self.waiting:
+            close_all(descriptors)
+        self.control.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,14 @@ import select
 import signal
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from tofmipd.errors import SOFTWARE, Fatal
 from tofmipd.privsep import children, frames
 from tofmipd.privsep.channel import Channel, Gone
-from tofmipd.privsep.children import Birth, Child
+from tofmipd.privsep.children import Child, Deaf
 from tofmipd.privsep.frames import BadFrame, Control, Kind, Refusal
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.plan import Plan, Post
 from tofmipd.privsep.workers import Worker, Workers
 from tofmipd.smtp.reply import printable
 
@@ -31,14 +30,8 @@ log = logging.getLogger(__name__)
 _START_LIMIT_SECONDS = 30
 # Who waits for a place among the workers gets an answer after this.
 _ROOM_LIMIT_SECONDS = 10
-# A child that lived longer than this is replaced at once; else the pause doubles up to a limit.
-_QUICK_DEATH_SECONDS = 5
-_PAUSE_SECONDS, _PAUSE_LIMIT_SECONDS = 0.1, 5.0
 _OFFENCES_LIMIT = 20
 _FRAMES_AT_ONCE = 64
-_WAITING_LIMIT = 2000
-# Those that bring descriptors, which are few.
-_WAITING_DESCRIPTORS_LIMIT = 200
 _WORKER_FRAMES_LIMIT = 3
 # How long a worker that has been used keeps its place, and one that leaves may take for it before
 # another one has to go as well.
@@ -46,49 +39,6 @@ _TURN_SECONDS = 0.2
 _LEAVING_SECONDS = 1
 # How many of one identity may be leaving.
 _LEAVING_LIMIT = 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the monitor is to run.
-
-    ``worker`` makes the birth of an identity's worker.  ``files`` are those that auth may have
-    opened, by number.  ``sessions`` bounds how many proved sessions are remembered;
-    ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
-    worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
-    """
-
-    server: Birth
-    auth: Birth
-    worker: Callable[[Identity], Birth]
-    files: tuple[str, ...]
-    max_workers: int
-    sessions: int
-    stop_timeout: float
-    leave_timeout: float
-    reopen: Callable[[], int | None]
-    close_listeners: Callable[[], None]
-
-
-class _Post:
-    """The place of the server or of auth: who has it now, and when the next one comes."""
-
-    def __init__(self, birth: Birth) -> None:
-        self.birth = birth
-        self.child: Child | None = None
-        self.begun = 0.0
-        self.due: float | None = None
-        self._pause = 0.0
-
-    def vacated(self) -> None:
-        """Its child is dead: when to make the next one."""
-        self.child = None
-        now = time.monotonic()
-        quick = now - self.begun < _QUICK_DEATH_SECONDS
-        self._pause = min(max(self._pause * 2, _PAUSE_SECONDS), _PAUSE_LIMIT_SECONDS)
-        if not quick:
-            self._pause = 0.0
-        self.due = now + self._pause
 
 
 class Monitor:
@@ -100,8 +50,8 @@ class Monitor:
         os.set_blocking(signals, False)
         self._poll = select.poll()
         self._poll.register(signals, select.POLLIN)
-        self._server = _Post(plan.server)
-        self._auth = _Post(plan.auth)
+        self._server = Post(plan.server)
+        self._auth = Post(plan.auth)
         self._workers = Workers()
         self._children: dict[int, Child] = {}
         self._sessions: OrderedDict[int, Identity] = OrderedDict()
@@ -251,7 +201,7 @@ class Monitor:
 
     # Birth and death.
 
-    def _fill(self, post: _Post) -> None:
+    def _fill(self, post: Post) -> None:
         """Start the server or auth, and connect the two."""
         post.due = None
         try:
@@ -302,10 +252,7 @@ class Monitor:
     def _bury(self, child: Child, status: int) -> None:
         del self._children[child.pid]
         self._poll.unregister(child.control)
-        for _, descriptors in child.waiting:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        child.control.close()
+        child.close()
         level = logging.INFO if status == 0 else logging.WARNING
         log.log(level, "%s (pid %d) %s", child.name, child.pid, children.how_it_ended(status))
         if isinstance(child, Worker):
@@ -358,40 +305,22 @@ class Monitor:
         children.kill(child, group=isinstance(child, Worker))
 
     def _send(self, child: Child, frame: Control, descriptors: tuple[int, ...] = ()) -> None:
-        """Never waits: what a child does not take now is kept for it, up to a limit."""
-        octets = frame.encode()
+        """Never waits.  A child that is gone, or does not listen, is lost."""
         try:
-            if not child.waiting:
-                child.control.send(octets, descriptors)
-                return
-        except BlockingIOError:
-            self._poll.modify(child.control, select.POLLIN | select.POLLOUT)
+            if child.send(frame.encode(), descriptors):
+                self._poll.modify(child.control, select.POLLIN | select.POLLOUT)
+        except Deaf:
+            log.error("%s (pid %d) does not listen and is killed", child.name, child.pid)
+            self._lose(child)
         except (Gone, OSError):
             self._lose(child)
-            return
-        kept = sum(len(numbers) for _, numbers in child.waiting) if descriptors else 0
-        if len(child.waiting) < _WAITING_LIMIT and kept < _WAITING_DESCRIPTORS_LIMIT:
-            with contextlib.suppress(OSError):
-                child.waiting.append((octets, tuple(os.dup(number) for number in descriptors)))
-                return
-        log.error("%s (pid %d) does not listen and is killed", child.name, child.pid)
-        self._lose(child)
 
     def _send_waiting(self, child: Child) -> None:
-        sent = 0
         try:
-            for octets, descriptors in child.waiting:
-                child.control.send(octets, descriptors)
-                sent += 1
-            self._poll.modify(child.control, select.POLLIN)
-        except BlockingIOError:
-            pass
+            if not child.send_waiting():
+                self._poll.modify(child.control, select.POLLIN)
         except (Gone, OSError):
             self._lose(child)
-        for _, descriptors in child.waiting[:sent]:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        del child.waiting[:sent]
 
     def _ready(self, child: Child, frame: Control) -> None:
         child.ready = True
