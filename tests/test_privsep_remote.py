@@ -473,7 +473,7 @@ def test_another_login_gets_no_channel_of_this_one(court):
 
 
 def test_messages_of_a_login_at_the_same_time_have_each_its_own_channel(court):
-    count = remote._IDLE_CHANNELS + 2
+    count = frames.MESSAGES_AT_ONCE
     replied = {n: court.submit(court.logged_in(f"{n:x}")) for n in range(1, count + 1)}
     numbers = [court.heard().number for _ in replied]
     workers = {number: court.give(number) for number in reversed(numbers)}
@@ -483,12 +483,45 @@ def test_messages_of_a_login_at_the_same_time_have_each_its_own_channel(court):
         worker.answer(Reply(250, "0.0", (f"Ok: {number}",)))
         assert str(done(replied[number])) == f"250 2.0.0 Ok: {number}"
     (idle,) = court.gate._idle.values()
-    assert len(idle.channels) == remote._IDLE_CHANNELS
+    assert len(idle.channels) == count
     court.gate.forget_worker(Identity("bobby", "bobby"))
     for worker in workers.values():
         with pytest.raises(Gone):
             worker.take()
         worker.close()
+
+
+def test_further_messages_of_a_login_wait_for_their_turn(court):
+    """A user's hundred connections are no hundred threads of his worker."""
+    limit = frames.MESSAGES_AT_ONCE
+    replied = [court.submit(court.logged_in(f"{n:x}")) for n in range(1, limit + 1)]
+    workers = [court.give(court.heard().number) for _ in replied]
+    for worker in workers:
+        worker.take()
+    late = [court.submit(court.logged_in(f"{n:x}")) for n in range(101, 104)]
+    assert court.heard_nothing()
+    for worker in workers:
+        worker.answer()
+    assert [done(reply) for reply in replied] == [TAKEN] * limit
+    # They come on channels that are free now, whichever these are.
+    for _ in late:
+        wait_for(lambda: any(worker.channel.has_something() for worker in workers))
+        ready = next(worker for worker in workers if worker.channel.has_something())
+        ready.take()
+        ready.answer()
+    assert [done(reply) for reply in late] == [TAKEN] * len(late)
+    assert court.gate._idle[Identity("bobby", "bobby")].busy == 0
+
+
+def test_who_waits_for_a_turn_in_vain_may_try_later(court, monkeypatch):
+    monkeypatch.setattr(remote, "_TURN_SECONDS", 0.05)
+    monkeypatch.setattr(frames, "MESSAGES_AT_ONCE", 1)
+    first = court.submit(court.logged_in("1"))
+    worker = court.grant(1)
+    worker.take()
+    assert str(court.logged_in("2").submit(envelope(), content_of(b"x"))).startswith("451 4.3.2")
+    worker.answer()
+    assert done(first) == TAKEN
 
 
 def test_the_monitor_hears_now_and_then_that_a_worker_is_in_use(court, monkeypatch):

@@ -33,8 +33,8 @@ class SendmailTransport:
     null_sender: str
     environment: Mapping[str, str]
     directory: str = "/"
-    sender_first: bool = False
     timeout: float = 600
+    sender_first: bool = False
 
     def __str__(self) -> str:
         return self.program

@@ -23,6 +23,8 @@ WORK_LIMIT_OCTETS = 40 << 10
 # What a worker sends at once: a reply, and lines for the log.
 WORKER_LIMIT_OCTETS = 64 << 10
 ENVELOPE_LIMIT_OCTETS = 16 << 20
+# A worker deals with this many messages at a time; the server gives it no more.
+MESSAGES_AT_ONCE = 8
 RECIPIENTS_LIMIT = 100_000
 _ADDRESS_LIMIT_OCTETS = 4096
 

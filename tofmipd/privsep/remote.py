@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _IDLE_CHANNELS = 8
 _ENDED_AT_ONCE = 32
+# How long a message may wait for its turn among those of its login.
+_TURN_SECONDS = 300
 # How often the monitor hears that a worker is in use, and how long unused channels are kept.
 _USED_SECONDS = 5
 _SWEEP_SECONDS = 60
@@ -41,6 +43,7 @@ _LINE_OCTETS = 8000
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 _NO_WORKER = Reply(451, "3.2", ("Error: too many users at the moment, try again later",))
+_BUSY = Reply(451, "3.2", ("Error: too many of your messages at a time, try again later",))
 _NOT_NOW = Reply(451, "3.0", ("Error: your mail cannot be dealt with now, try again later",))
 _DIED = Reply(451, "3.0", ("Error: the process for your mail has died, the log has more",))
 _STUCK = Reply(451, "3.0", ("Error: the process for your mail does not answer, try again later",))
@@ -59,12 +62,16 @@ class _Idle:
     """Channels to the worker of one login that no message is using.
 
     ``used`` is when one was left last, ``told`` when the monitor last heard that they are in use;
-    both of time.monotonic().
+    both of time.monotonic().  ``busy`` messages have their turn, ``waiting`` ones wait for
+    ``free``.
     """
 
     used: float
     told: float
+    free: threading.Condition
     channels: list[Channel] = field(default_factory=list)
+    busy: int = 0
+    waiting: int = 0
 
 
 class RemoteGate:
@@ -131,24 +138,50 @@ class RemoteGate:
         if isinstance(answer, Channel):
             answer.close()
 
+    def begin(self, login: Identity) -> None:
+        """Wait for a turn: a worker deals with so many messages at a time.  Raises Refused."""
+        with self._lock:
+            idle = self._idle.get(login)
+            if idle is None:
+                now = time.monotonic()
+                idle = self._idle[login] = _Idle(now, now, threading.Condition(self._lock))
+            if idle.busy >= frames.MESSAGES_AT_ONCE:
+                idle.waiting += 1
+                limit = frames.MESSAGES_AT_ONCE
+                try:
+                    if not idle.free.wait_for(lambda: idle.busy < limit, _TURN_SECONDS):
+                        raise Refused(_BUSY)
+                finally:
+                    idle.waiting -= 1
+            idle.busy += 1
+
+    def finish(self, login: Identity) -> None:
+        """The turn of a message that has had one is over."""
+        with self._lock:
+            idle = self._idle[login]
+            idle.busy -= 1
+            if idle.waiting:
+                idle.free.notify()
+
     def take_worker(self, session: int, login: Identity) -> Channel:
-        """A channel to the worker of a login that the session has proved, for one message.
+        """A channel to the worker of a login that the session has proved, for one message that
+        has its turn.
 
         One that another message of that login has left is as good as a new one, which costs all
         processes a turn.  Raises Refused.
         """
         now = time.monotonic()
         with self._lock:
-            idle = self._idle.get(login)
+            idle = self._idle[login]
             channel = None
-            while channel is None and idle is not None and idle.channels:
+            while channel is None and idle.channels:
                 channel = idle.channels.pop()
                 if channel.has_something():
                     # It is closed, or its worker says more than it was asked.
                     channel.close()
                     channel = None
-            told = idle is None or now - idle.told < _USED_SECONDS
-            if idle is not None and not told:
+            told = now - idle.told < _USED_SECONDS
+            if not told:
                 idle.told = now
         if channel is None:
             return self._grant(session)
@@ -161,9 +194,7 @@ class RemoteGate:
         now = time.monotonic()
         old: list[Channel] = []
         with self._lock:
-            idle = self._idle.get(login)
-            if idle is None:
-                idle = self._idle[login] = _Idle(now, now)
+            idle = self._idle[login]
             idle.used = now
             if len(idle.channels) < _IDLE_CHANNELS:
                 idle.channels.append(channel)
@@ -178,13 +209,18 @@ class RemoteGate:
     def forget_worker(self, login: Identity) -> None:
         """The worker of a login is gone: so are its channels."""
         with self._lock:
-            idle = self._idle.pop(login, None)
-        for channel in idle.channels if idle is not None else ():
+            idle = self._idle[login]
+            gone, idle.channels = idle.channels, []
+        for channel in gone:
             channel.close()
 
     def _sweep(self, now: float) -> list[Channel]:
         """Take out what has long been idle: its workers have left."""
-        gone = [login for login, idle in self._idle.items() if now - idle.used > _SWEEP_SECONDS]
+        gone = [
+            login
+            for login, idle in self._idle.items()
+            if now - idle.used > _SWEEP_SECONDS and not (idle.busy or idle.waiting)
+        ]
         return [channel for login in gone for channel in self._idle.pop(login).channels]
 
     def _grant(self, session: int) -> Channel:
@@ -262,7 +298,11 @@ class RemotePass:
             if refusal is not None:
                 return refusal
         try:
-            return self._submit(envelope, content)
+            self._gate.begin(self._whose)
+            try:
+                return self._submit(envelope, content)
+            finally:
+                self._gate.finish(self._whose)
         except Refused as error:
             log.warning("s=%s no worker: %s", self._id, error)
             return error.reply

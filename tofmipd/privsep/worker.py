@@ -17,14 +17,13 @@ from tofmipd.content import Content
 from tofmipd.errors import TEMPORARY
 from tofmipd.privsep import frames
 from tofmipd.privsep.channel import Channel, Gone, close_all
-from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine
+from tofmipd.privsep.frames import MESSAGES_AT_ONCE, BadFrame, Control, Kind, LogLine
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply
 
 log = logging.getLogger(__name__)
 
-MESSAGES_AT_ONCE = 8
 SESSIONS_LIMIT = 1000
 HEARTBEAT_SECONDS = 15
 _SEND_LIMIT_SECONDS = 30
