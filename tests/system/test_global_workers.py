@@ -18,6 +18,7 @@ from pathlib import Path
 import hops
 import pytest
 from clients import Dialogue, logged_in, submit
+from hops import RawHop
 from running import HOST, KEY, Daemon, Home, to_smtp, tofmipd, wait_until
 from village import Village, Villager, children, status, worker_of
 
@@ -598,3 +599,12 @@ def sleeping_for(uid: int) -> list[int]:
     return [
         pid for pid in processes_of(uid) if Path(f"/proc/{pid}/comm").read_text().strip() == "sleep"
     ]
+
+
+def test_a_hundred_sessions_of_one_user_are_all_served(village: Village, village_hop: RawHop):
+    """More than his worker could have threads for: they wait for their turn."""
+    bobby = village.people[0]
+    with village.daemon() as daemon, ThreadPoolExecutor(100) as pool:
+        replies = list(pool.map(lambda _: send_as(bobby, daemon), range(100)))
+    assert {reply[:3] for reply in replies} == {"250"}
+    assert len(village_hop.messages()) == 100
