@@ -173,8 +173,13 @@ def serve(service: Service, listeners: list[Listener]) -> None:
 
 
 def _deaf() -> None:
-    """While the interpreter goes down a second signal would otherwise count as a failure."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    """While the interpreter goes down a second signal would otherwise count as a failure.
+
+    Blocked first: one that comes just while it is being ignored makes Python complain.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
 
 
