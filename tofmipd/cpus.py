@@ -17,7 +17,8 @@ def keep_to_one(number: int | None = None, *, but: int | None = None) -> None:
     no choice.
 
     ``number`` chooses among the CPUs, the process's own number if it is None; ``but`` is a number
-    whose choice is left out: two that work for each other had better not share a CPU.
+    whose choice is left out: two that work for each other had better not share a CPU.  Of two
+    CPUs one would have all the others then, so every fourth goes to the first all the same.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -25,9 +26,12 @@ def keep_to_one(number: int | None = None, *, but: int | None = None) -> None:
     if len(cpus) < 2:
         return
     _allowed.update(cpus)
+    number = os.getpid() if number is None else number
     if but is not None:
-        del cpus[but % len(cpus)]
-    chosen = cpus[(os.getpid() if number is None else number) % len(cpus)]
+        left_out = cpus.pop(but % len(cpus))
+        if len(cpus) == 1 and number % 4 == 0:
+            cpus = [left_out]
+    chosen = cpus[number % len(cpus)]
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, {chosen})
 
