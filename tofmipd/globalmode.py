@@ -114,6 +114,13 @@ class GlobalDaemon:
         settings = self.settings
         confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
         self._step_down()
+        script = settings.scripts.throttle
+        if script and not os.access(script, os.X_OK):
+            return _failed(
+                control,
+                f"{script} cannot be executed by {self.rights.name} (chmod 755, and its"
+                " directories too); -t names a program",
+            )
         if settings.one_cpu:
             cpus.keep_to_one(self.monitor)
         # One source may keep a login waiting after the other.

@@ -227,14 +227,13 @@ def test_in_global_mode_the_script_runs_as_the_service_and_decides(
 
 
 @pytest.mark.root
-def test_in_global_mode_a_script_that_only_root_can_run_defers_the_mail(village, village_script):
-    """It is found at the first message only: the start is root's."""
-    bobby = village.people[0]
+def test_in_global_mode_a_script_that_only_root_can_run_is_a_start_error(village, village_script):
     village_script.path.chmod(0o700)
-    with village.daemon("-t", str(village_script.path)) as daemon:
-        sent = submit(daemon.port, TO, login=bobby.name, password=bobby.password)
-        assert sent == UNKNOWN
-        daemon.says("ERROR", "throttle script", "cannot be run: [Errno 13]")
+    place = ("-p", f"{HOST}:0")
+    done = village.run("-f", *place, *village.options("-t", str(village_script.path)))
+    assert done.returncode == os.EX_CONFIG
+    assert f"{village_script.path} cannot be executed by {village.service}" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.root
