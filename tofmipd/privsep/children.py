@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 # would not have if the signals were ignored.
 _NOT_FOR_CHILDREN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
-
 # Frames that a child has not taken, and descriptors among them.
 _WAITING_LIMIT = 2000
 _WAITING_DESCRIPTORS_LIMIT = 200
@@ -40,6 +39,8 @@ class Child:
     # Frames that the child has not taken yet.
     waiting: list[tuple[bytes, tuple[int, ...]]] = field(default_factory=list)
     ready: bool = False
+    # It is being killed: what it says does not count any more.
+    lost: bool = False
     # When it gets SIGKILL unless it has ended; of time.monotonic().
     kill_at: float | None = None
 

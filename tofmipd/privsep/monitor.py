@@ -1,6 +1,6 @@
 """The monitor of global mode: one thread, root's rights, and no more than frames to read.
 
-It binds nothing of a client's: no message and no password ever passes it.  It starts the server,
+It takes nothing of a client's: no message and no password ever passes it.  It starts the server,
 auth and the workers, gives a session that has proved an identity a channel to that identity's
 worker, and replaces what dies.
 """
@@ -32,6 +32,8 @@ _START_LIMIT_SECONDS = 30
 _ROOM_LIMIT_SECONDS = 10
 _OFFENCES_LIMIT = 20
 _FRAMES_AT_ONCE = 64
+# All that auth can have queued: a session may ask for its worker only after what auth said of it.
+_FRAMES_OF_AUTH = 4096
 _WORKER_FRAMES_LIMIT = 3
 # How long a worker that has been used keeps its place, and one that leaves may take for it before
 # another one has to go as well.
@@ -276,13 +278,15 @@ class Monitor:
 
     def _read(self, child: Child) -> None:
         """Obey what a child says.  One that breaks the rules is killed, which replaces it."""
-        allowed = frames.FROM_WORKER
+        if child.lost:
+            return
+        allowed, most = frames.FROM_WORKER, _FRAMES_AT_ONCE
         if child is self._server.child:
             allowed = frames.FROM_SERVER
         elif child is self._auth.child:
-            allowed = frames.FROM_AUTH
+            allowed, most = frames.FROM_AUTH, _FRAMES_OF_AUTH
         try:
-            for _ in range(_FRAMES_AT_ONCE):
+            for _ in range(most):
                 octets = child.control.receive_strictly(frames.CONTROL_LIMIT_OCTETS)
                 frame = frames.decode_control(octets, allowed)
                 if frame.kind is Kind.GRANT and self._auth.child is not None:
@@ -298,8 +302,9 @@ class Monitor:
             self._lose(child)
 
     def _lose(self, child: Child) -> None:
-        """Kill a child that is of no use any more; nobody is sent to it, though it is not buried
-        yet."""
+        """Kill a child that is of no use any more; nobody is sent to it, and nothing that it has
+        said is obeyed, though it is not buried yet."""
+        child.lost = True
         if isinstance(child, Worker):
             self._workers.retire(child)
         children.kill(child, group=isinstance(child, Worker))
