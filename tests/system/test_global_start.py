@@ -519,3 +519,11 @@ def test_impatience_changes_nothing(village, village_hop):
             with contextlib.suppress(ProcessLookupError):
                 daemon.process.send_signal(number)
         assert daemon.process.wait(10) == 0
+
+
+def test_in_the_foreground_too_a_mistake_is_one_line(village):
+    """The log goes to standard error there: it does not say the same again."""
+    done = village.run("-f", "-p", f"{HOST}:0", "-u", village.service, "-a", "/nonexistent/file")
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("tofmipd: /nonexistent/file: no such password file")

@@ -97,7 +97,8 @@ def read_passwords(path: str, owner: int, opener: Opener = without_waiting) -> d
             text = file.read(_LIMIT_OCTETS)
     except FileNotFoundError:
         raise PasswordFileError(
-            f"{path}: no such password file; make one with 'tofmipd init', or name another with -a"
+            f"{path}: no such password file; make one ('tofmipd init' does for yourself;"
+            " lines user:password, mode 0600), or name another with -a"
         ) from None
     except OSError as error:
         raise PasswordFileError(

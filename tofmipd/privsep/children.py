@@ -39,8 +39,8 @@ class Child:
     # Frames that the child has not taken yet.
     waiting: list[tuple[bytes, tuple[int, ...]]] = field(default_factory=list)
     ready: bool = False
-    # It is being killed: what it says does not count any more.
-    lost: bool = False
+    # It has broken the protocol: nothing that it says counts any more.
+    distrusted: bool = False
     # When it gets SIGKILL unless it has ended; of time.monotonic().
     kill_at: float | None = None
 

@@ -198,7 +198,8 @@ class Monitor:
     def _kill_all(self) -> None:
         self._stop_at = time.monotonic() + _START_LIMIT_SECONDS
         for child in self._children.values():
-            log.warning("%s (pid %d) is killed", child.name, child.pid)
+            if self._started:
+                log.warning("%s (pid %d) is killed", child.name, child.pid)
             children.kill(child, group=isinstance(child, Worker))
 
     # Birth and death.
@@ -256,6 +257,8 @@ class Monitor:
         self._poll.unregister(child.control)
         child.close()
         level = logging.INFO if status == 0 else logging.WARNING
+        if not self._started and self._failure is not None:
+            level = logging.DEBUG
         log.log(level, "%s (pid %d) %s", child.name, child.pid, children.how_it_ended(status))
         if isinstance(child, Worker):
             self._workers.remove(child)
@@ -278,7 +281,7 @@ class Monitor:
 
     def _read(self, child: Child) -> None:
         """Obey what a child says.  One that breaks the rules is killed, which replaces it."""
-        if child.lost:
+        if child.distrusted:
             return
         allowed, most = frames.FROM_WORKER, _FRAMES_AT_ONCE
         if child is self._server.child:
@@ -299,12 +302,12 @@ class Monitor:
             self._lose(child)
         except BadFrame as error:
             log.error("%s (pid %d) breaks the protocol: %s", child.name, child.pid, error)
+            child.distrusted = True
             self._lose(child)
 
     def _lose(self, child: Child) -> None:
-        """Kill a child that is of no use any more; nobody is sent to it, and nothing that it has
-        said is obeyed, though it is not buried yet."""
-        child.lost = True
+        """Kill a child that is of no use any more; nobody is sent to it, though it is not buried
+        yet."""
         if isinstance(child, Worker):
             self._workers.retire(child)
         children.kill(child, group=isinstance(child, Worker))
@@ -333,8 +336,13 @@ class Monitor:
             log.debug("%s (pid %d) is ready", child.name, child.pid)
 
     def _failed(self, child: Child, frame: Control) -> None:
-        """``number`` is the exit status that the failure deserves."""
-        log.error("%s (pid %d) cannot start: %s", child.name, child.pid, printable(frame.texts[0]))
+        """``number`` is the exit status that the failure deserves.
+
+        At the start of all it ends the program with one line; later it is for the log.
+        """
+        text = printable(frame.texts[0])
+        if self._started:
+            log.error("%s (pid %d) cannot start: %s", child.name, child.pid, text)
         self._failure = Fatal(frame.number & 0xFF, frame.texts[0])
 
     def _proved(self, child: Child, frame: Control) -> None:
