@@ -225,19 +225,14 @@ def _failed(control: Channel, text: str) -> int:
 def _identities(admission: Admission, domains: VirtualDomains | None) -> Callable[[str], Identity]:
     """Whom a login name stands for: an account of that name, or the owner of its domain."""
 
-    def system(login: str) -> Identity:
-        admission.account(login)
-        return Identity(login, login)
-
-    def virtual(login: str) -> Identity:
-        assert domains is not None
-        owner = domains.owner(login)
+    def identity(login: str) -> Identity:
+        owner = login if domains is None else domains.owner(login)
         if owner is None:
             raise NoAccount(f"{login!r} is in no virtual domain")
         admission.account(owner)
         return Identity(owner, login)
 
-    return system if domains is None else virtual
+    return identity
 
 
 def _clean_environment(identity: Identity, home: str) -> None:
