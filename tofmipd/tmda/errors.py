@@ -63,6 +63,18 @@ class FilterError(UserFileError):
         return "; ".join([super().__str__(), *(str(error) for error in self.others)])
 
 
+class MessageError(Exception):
+    """The message asks for what it cannot have; ``field`` is the name of the field that does."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(field, problem)
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
+
+
 class TagError(Exception):
     """An address cannot be made or checked as asked; ``str()`` says why."""
 
