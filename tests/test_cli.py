@@ -210,7 +210,6 @@ def test_wrong_usage_is_told_in_one_line_with_status_64(arguments, words, run):
         (["-R", "pop3://host"], "-R: pop3"),
         (["-A", "/bin/checkpassword -- /bin/true"], "-A, --authprog"),
         (["-m", "login"], "-m, --pamauth"),
-        (["inject"], "'inject'"),
     ],
 )
 def test_what_is_not_built_yet_is_told_in_one_line_with_status_69(arguments, option, run):

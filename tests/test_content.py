@@ -16,6 +16,7 @@ from tofmipd.content import (
     MEMORY_LIMIT_OCTETS,
     Content,
     as_local_text,
+    as_wire_text,
     stuffed,
     unstuffed,
 )
@@ -188,3 +189,47 @@ def test_the_local_form_does_not_depend_on_the_pieces(octets, cuts):
     expected = local_by_the_book(octets)
     for pieces in ([octets], octet_by_octet(octets), in_pieces(octets, cuts), [b"", octets, b""]):
         assert b"".join(as_local_text(pieces)) == expected
+
+
+@pytest.mark.parametrize(
+    ("local", "wire"),
+    [
+        (b"", b""),
+        (b"\n", b"\r\n"),
+        (b"a\n", b"a\r\n"),
+        (b"a", b"a"),
+        (b".", b".."),
+        (b".\n", b"..\r\n"),
+        (b".a\n..b\n", b"..a\r\n...b\r\n"),
+        (b"a\n\n.\nb.\n", b"a\r\n\r\n..\r\nb.\r\n"),
+        (b"\n.", b"\r\n.."),
+        (b"\x80\0\xff\n", b"\x80\0\xff\r\n"),
+    ],
+)
+def test_the_wire_form_has_crlf_and_stuffed_dots(local, wire):
+    assert b"".join(as_wire_text([local])) == wire
+    assert b"".join(as_wire_text(octet_by_octet(local))) == wire
+    assert b"".join(as_wire_text([b"", *octet_by_octet(local), b""])) == wire
+
+
+LOCAL_PARTS = [b"\n", b".", b"..", b"\n.", b"a", b"\0\xff", b"\n\n", b"\r", b"\r\n"]
+CUTS = st.lists(st.integers(1, 60), max_size=10)
+
+
+@noise
+@given(st.lists(st.sampled_from(LOCAL_PARTS), max_size=30).map(b"".join), CUTS, CUTS)
+def test_the_wire_form_and_the_local_form_undo_each_other(local, cuts, others):
+    """However either is cut; a carriage return of the text stays one."""
+    wire = b"".join(as_wire_text([b"", *in_pieces(local, cuts), b""]))
+    assert wire == stuffed(local.replace(b"\n", b"\r\n"))
+    assert b"\r\n.\r\n" not in b"\r\n" + wire + b"\r\n"
+    assert b"".join(as_local_text(in_pieces(wire, others))) == local
+
+
+@noise
+@given(LINES, CUTS, CUTS)
+def test_what_came_by_smtp_goes_out_by_smtp_as_it_came(octets, cuts, others):
+    """By way of the local form, for messages whose lines all end with CRLF."""
+    wire = stuffed(octets)
+    local = b"".join(as_local_text(in_pieces(wire, cuts)))
+    assert b"".join(as_wire_text(in_pieces(local, others))) == wire

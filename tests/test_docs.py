@@ -7,9 +7,13 @@ import ast
 import importlib
 import os
 import pkgutil
+import pwd
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +23,15 @@ import tofmipd
 import tofmipd.privsep
 from tofmipd import cli, errors, options
 from tofmipd.commands import inject
+from tofmipd.privsep import errands, outbound
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import Reply
-from tofmipd.tmda import actions, config, userfiles
-from tofmipd.tmda import filter as filter_module
+from tofmipd.tmda import actions, config, sources, userfiles
 from tofmipd.tmda.actions import Action, Context, Option, make_address, parse_action
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.cookies import TagSettings
-from tofmipd.tmda.filter import parse_filter
+from tofmipd.tmda.errors import ConfigError
+from tofmipd.tmda.parser import parse_filter
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "docs" / "man"
@@ -70,6 +75,68 @@ def literal_blocks(text: str) -> list[str]:
 
 def code_blocks(markdown: str) -> list[str]:
     return re.findall(r"^```\w*\n(.*?)^```$", markdown, re.S | re.M)
+
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Home:
+    """A home in which the program runs: the configuration sends by a program that keeps it all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.write(".tmda/crypt_key", KEY, 0o600)
+        self.write("sendmail", f'#!/bin/sh\n{{ echo "ARGV: $*"; cat; }} >>{path}/sent\n', 0o700)
+        self.write(".tmda/config", self.config())
+        self.write("tofmipd", f'#!/bin/sh\nexec {sys.executable} -m tofmipd "$@"\n', 0o700)
+
+    def config(self) -> str:
+        return f"""\
+USERNAME = "you"
+HOSTNAME = "example.org"
+FULLNAME = "Your Name"
+SENDMAIL_PROGRAM = "{self.path}/sendmail"
+"""
+
+    def write(self, name: str, text: str, mode: int = 0o600) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+
+    def files(self) -> userfiles.UserFiles:
+        return userfiles.UserFiles("", Surroundings(str(self.path), "you", "", "host.example"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.path),
+            "PATH": f"{self.path}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def run(
+        self, *words: str, text: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.shell('exec tofmipd "$@"', *words, text=text, **variables)
+
+    def shell(
+        self, command: str, *words: str, text: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/sh", "-c", command, "sh", *words],
+            env=self.environment | variables,
+            cwd=self.path,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @property
+    def sent(self) -> str:
+        path = self.path / "sent"
+        return path.read_text() if path.exists() else ""
 
 
 # The manual pages as such
@@ -170,7 +237,8 @@ def test_every_tool_has_its_part():
 def test_every_option_of_a_tool_is_in_the_page_and_no_other(word, capsys):
     entries = items(section(section(read_page("tofmipd.8"), "TOOLS"), word, "Ss"))
     help_text = tool_help(word, capsys).partition("options:")[2]
-    known = set(re.findall(r"(?<!\S)(--?[a-zA-Z][a-z-]*)", help_text)) - {"-h", "--help"}
+    known = set(re.findall(r"(?<!\S)(--?[a-zA-Z][a-z-]*)", help_text)) - {"--help"}
+    known -= {"-h"} if "-h, --help" in help_text else set()
     heads = "\n".join(entries)
     found = long_options(heads) | {f"-{name}" for name in re.findall(r"Fl (\w)(?!\S)", heads)}
     assert found == known
@@ -248,6 +316,20 @@ def test_every_variable_that_the_daemon_reads_is_in_the_page_and_no_other():
     assert {head.removeprefix("Ev ") for head in items(text)} == {*read} - {"USER"}
 
 
+def test_every_variable_that_a_tool_reads_is_in_the_page():
+    paths = [*(ROOT / "tofmipd/commands").glob("*.py"), ROOT / "tofmipd/tmda/config.py"]
+    # X-TMDA is a field; these are settings, and TMDA stands for itself.
+    no_variables = {*config.SETTINGS, "TMDA", "TMDA_CONFIG"}
+    read = {
+        name
+        for path in paths
+        for name in re.findall(r"\"((?:TMDA|QMAIL|MAIL)[A-Z_]*|NAME)\"", path.read_text())
+    }
+    text = section(read_page("tofmipd.8"), "ENVIRONMENT")
+    assert read - no_variables <= set(re.findall(r"\b[A-Z_]+\b", "\n".join(items(text))))
+    assert "QMAILUSER" in read
+
+
 def test_every_exit_status_is_in_the_page():
     known = {value for value in vars(errors).values() if isinstance(value, int)}
     assert known <= {int(head) for head in items(section(read_page("tofmipd.8"), "EXIT STATUS"))}
@@ -277,15 +359,10 @@ def test_every_setting_is_in_the_page_and_no_other():
     assert set(documented_settings()) == set(config.SETTINGS)
 
 
-def test_settings_without_effect_are_named_and_no_other():
-    heads = items(section(read_page("tofmipd.conf.5"), "NOT BUILT YET"))
-    assert {head.removeprefix("Va ") for head in heads} == set(config._NOT_BUILT_YET)
-
-
 def shown_default(value: object) -> str | None:
     """How the page shows a default; None where it says it in words."""
     match value:
-        case "" | ():
+        case "" | () | None:
             return None
         case str() if value.startswith("~"):
             return f"Pa {value}"
@@ -312,18 +389,28 @@ GIVEN = {
     "path": "~/x",
     "list of texts": ["a"],
     "table of names and texts": {"X-A": "b"},
+    "connection": sqlite3.connect(":memory:"),
 }
+# What a kind takes beside itself.
+TAKES = {
+    "text": {"path"},
+    "path": {"text"},
+    "flag": {"number"},
+    "path or list of texts": {"path", "text", "list of texts"},
+}
+VALUES = {"MAIL_TRANSPORT": "smtp", "RECEIVED": "full", "ACTION_OUTGOING": "bare"}
 
 
 @pytest.mark.parametrize("name", config.SETTINGS)
 def test_a_setting_takes_the_type_in_the_page_and_refuses_others(name):
     convert = config.SETTINGS[name].metadata["convert"]
     kind = documented_settings()[name][0]
-    values = {"MAIL_TRANSPORT": "smtp", "RECEIVED": "full", "ACTION_OUTGOING": "bare"}
-    convert(values.get(name, GIVEN[kind]))
-    assert config.SETTINGS[name].metadata["path"] == (kind == "path")
+    assert kind in GIVEN or kind in TAKES
+    assert config.SETTINGS[name].metadata["path"] == kind.startswith("path")
     for other, value in GIVEN.items():
-        if other != kind and {other, kind} not in ({"text", "path"}, {"flag", "number"}):
+        if other == kind or other in TAKES.get(kind, ()):
+            convert(VALUES.get(name, value))
+        else:
             with pytest.raises(TypeError):
                 convert(value)
 
@@ -344,7 +431,7 @@ def configured(path: Path, text: str, site: str) -> config.Config:
 
 
 def test_the_examples_of_a_configuration_work(tmp_path):
-    python, ini = literal_blocks(section(read_page("tofmipd.conf.5"), "DESCRIPTION"))
+    python, ini, _ = literal_blocks(section(read_page("tofmipd.conf.5"), "DESCRIPTION"))
     one = configured(tmp_path, python, "")
     assert (one.username, one.dated_timeout, one.smtphost) == ("you", "2w", "mail.example.org:587")
     assert (one.mail_transport, one.smtpssl, one.smtpauth_username) == ("smtp", True, "you")
@@ -353,6 +440,22 @@ def test_the_examples_of_a_configuration_work(tmp_path):
     assert (two.username, two.hmac_bytes, two.smtpssl) == ("you", 5, True)
     assert (two.smtpauth_password, two.tags_dated) == ("12%34", ("until", "dated"))
     assert two.added_headers_client == (("X-Primary-Address", "you@example.org"),)
+
+
+# What was good in Python 2; the line that the page names is the last one of it.
+PYTHON_2 = ['print "hello"', "try:\n    x = 1\nexcept IOError, e:", "MODE = 0600"]
+
+
+def test_what_is_said_of_python_2_is_in_the_page(tmp_path):
+    block = literal_blocks(section(read_page("tofmipd.conf.5"), "DESCRIPTION"))[-1]
+    shown = [" ".join(text.split()) for text in block.split("~/.tmda/config:")[1:]]
+    assert len(shown) == len(PYTHON_2)
+    for text, statement in zip(shown, PYTHON_2, strict=True):
+        line, _, said = text.partition(": ")
+        before = "\n" * (int(line) - 1 - statement.count("\n"))
+        with pytest.raises(ConfigError) as caught:
+            configured(tmp_path, f"{before}{statement}\n    pass\n", "")
+        assert (caught.value.line, caught.value.problem) == (int(line), said)
 
 
 CLEANED = """\
@@ -385,13 +488,32 @@ def test_the_environment_of_a_configuration_is_the_one_in_the_page():
 def names_of(title: str) -> set[str]:
     """The names in the heads of a section."""
     heads = items(section(read_page("tofmipd-filter.5"), title))
-    found = [re.match(r"Cm (\w+)(?!\S)", head) for head in heads]
+    found = [re.match(r"Cm ([\w-]+)(?!\S)", head) for head in heads]
     assert all(found), heads
     return {match[1] for match in found if match}
 
 
+def heads_of_sources() -> list[str]:
+    text = section(read_page("tofmipd-filter.5"), "SOURCES")
+    return re.findall(r"^\.It (.*)$", text, re.M)
+
+
 def test_every_source_is_in_the_page_and_no_other():
-    assert names_of("SOURCES") == set(filter_module.SOURCES)
+    assert names_of("SOURCES") == set(sources.SOURCES)
+
+
+@pytest.mark.parametrize("source", sources.SOURCES)
+def test_the_options_of_a_source_are_those_in_the_page(source):
+    heads = [head for head in heads_of_sources() if head.startswith(f"Cm {source} ")]
+    kind = sources.KINDS[source.partition("-")[2]]
+    shown = {
+        name: bool(value)
+        for head in heads
+        for name, value in re.findall(r"(?:Fl |\| )(\w+)( Ns = Ns Ar)?", head)
+    }
+    assert shown == dict(kind.options)
+    for name in kind.required:
+        assert all(f"Fl {name}" in head and f"Oo Fl {name}" not in head for head in heads)
 
 
 def test_every_action_is_in_the_page_and_no_other():
@@ -403,33 +525,97 @@ def test_the_option_of_an_action_is_as_in_the_page(name):
     heads = items(section(read_page("tofmipd-filter.5"), "ACTIONS"))
     head = next(head for head in heads if re.match(rf"Cm {name}(?!\w)", head))
     option = actions.TABLE[name].option
-    if name == "bare":  # it takes one, but only for what is not built yet
-        option = Option.NONE
-    assert ("Ns Oo = Ns Ar" in head) == (option is Option.OPTIONAL)
+    assert ("Ns Oo = Ns" in head) == (option is Option.OPTIONAL)
     assert (f"Cm {name} Ns = Ns Ar" in head) == (option is Option.REQUIRED)
 
 
 def test_what_is_refused_is_named_in_the_page():
-    text = read_page("tofmipd-filter.5")
-    missing = set(re.findall(r"[\w-]+", section(text, "NOT BUILT YET")))
-    assert actions._NOT_BUILT_YET | {"include", "macro", "append"} <= missing
-    for suffix in ("file", "cdb", "dbm", "ezmlm", "mailman", "sql"):
-        assert filter_module._NOT_BUILT_YET.fullmatch(f"to-{suffix}")
-        assert {f"to-{suffix}", f"-{suffix}"} & missing
-    wrong = set(re.findall(r"[\w-]+", section(text, "DIAGNOSTICS")))
+    wrong = set(re.findall(r"[\w-]+", section(read_page("tofmipd-filter.5"), "DIAGNOSTICS")))
     assert wrong >= actions._INCOMING
-    assert wrong >= set(filter_module._INCOMING.pattern.split("|"))
+    assert wrong >= sources.INCOMING
+
+
+def test_the_limits_of_a_command_are_those_in_the_page():
+    text = " ".join(section(read_page("tofmipd-filter.5"), "COMMANDS").split())
+    assert f"more than {errands.SHELL_OUTPUT_OCTETS >> 10} KiB" in text
+    assert (
+        f"longer than {outbound.House.__dataclass_fields__['script_timeout'].default} sec" in text
+    )
 
 
 def test_the_example_filter_does_what_the_page_says():
-    rules, *asked, _ = literal_blocks(section(read_page("tofmipd-filter.5"), "EXAMPLES"))
+    rules, *asked = literal_blocks(section(read_page("tofmipd-filter.5"), "EXAMPLES"))[:4]
     parsed = parse_filter(rules, f"{HOME}/.tmda/filters/outgoing")
-    assert len(asked) == 3
     for block in asked:
         command, _, report = block.partition("\n")
         words = command.split()
         assert words[:4] == ["$", "tofmipd", "inject", "-M"]
         assert inject.match_report(parsed, *words[4:]) == report.rstrip("\n")
+
+
+@pytest.fixture
+def lists_home(tmp_path):
+    """A home with what the page shows of lists and databases."""
+    friends, python, rules = literal_blocks(section(read_page("tofmipd-filter.5"), "EXAMPLES"))[5:]
+    home = Home(tmp_path)
+    # The page looks for the database in the home of who runs the program.
+    home.write(".tmda/config", python.replace("~/", f"{tmp_path}/"))
+    home.write(".tmda/lists/friends", friends)
+    home.write(".tmda/lists/bare", "old@any.example\n")
+    home.write(".tmda/filters/outgoing", rules)
+    with sqlite3.connect(tmp_path / ".tmda/lists.db") as database:
+        database.execute("CREATE TABLE known (addr text unique, action text)")
+        rows = [("eve@any.example", "kw=eve"), ("dom.example", None)]
+        database.executemany("INSERT INTO known VALUES (?, ?)", rows)
+    database.close()
+    return home
+
+
+@pytest.mark.parametrize(
+    ("recipient", "decided"),
+    [
+        ("anna@other.example", "tag from dated=4w"),
+        ("bert@cs.uni.example", "tag from bare"),
+        ("any@club.example", "tag from kw=club"),
+        ("old@any.example", "tag from bare"),
+        ("x@sub.shop.example", "tag from kw=shops"),
+        ("hotline@any.example", 'tag from dated=3d x-answer-within "3d"'),
+        ("Eve@any.example", "tag from kw=eve"),
+        ("x@dom.example", "tag from sender"),
+        ("diary@any.example", 'tag x-mood shell="date +%A"'),
+    ],
+)
+def test_the_examples_of_lists_and_databases_do_what_the_page_says(lists_home, recipient, decided):
+    profile = lists_home.files().profile()
+    match = profile.filter.find(recipient.encode(), b"you@example.org", profile.library.reading())
+    assert match is not None
+    assert match.text.endswith(f" {decided}")
+
+
+def test_a_recipient_of_the_example_gets_into_its_database_once(lists_home, tmp_path):
+    profile = lists_home.files().profile()
+    statement = profile.config.db_bare_append
+    for _ in range(2):
+        profile.library.database.insert(statement, {"recipient": "new@any.example"})
+    with sqlite3.connect(tmp_path / ".tmda/lists.db") as database:
+        found = database.execute("SELECT addr FROM known WHERE addr LIKE 'new%'").fetchall()
+    database.close()
+    assert found == [("new@any.example",)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "word"),
+    [
+        ("to-file -autocdb -autodbm list bare", "-autodbm"),
+        ("to-sql 'SELECT addr FROM known' bare", "-wildcards"),
+        ("to-mailman -optional list bare", "-attr"),
+    ],
+)
+def test_options_that_the_page_asks_for_must_be_there(lists_home, rule, word):
+    lists_home.write(".tmda/filters/outgoing", f"{rule}\n")
+    result = lists_home.run("explain", "--to", "a@b.example")
+    assert result.returncode == errors.CONFIG
+    assert word in result.stdout
 
 
 def test_the_example_addresses_are_what_the_actions_make():
@@ -440,14 +626,213 @@ def test_the_example_addresses_are_what_the_actions_make():
     assert found is not None
     tags = TagSettings(key=bytes.fromhex(found[3]))
     context = Context(tags, found[1].encode(), found[2].encode(), int(found[4]))
-    lines = literal_blocks(text)[-1].splitlines()
+    lines = literal_blocks(text)[4].splitlines()
     assert len(lines) == 10
     for line in lines:
         action, address = line.split()
         assert make_address(parse_action(action), context).decode() == address
 
 
+# docs/tools.md
+
+
+def tools_blocks(beginning: str = "") -> list[str]:
+    blocks = code_blocks((ROOT / "docs/tools.md").read_text())
+    return [block for block in blocks if block.startswith(beginning)]
+
+
+@pytest.fixture
+def tools_home(tmp_path):
+    """The home that docs/tools.md begins with."""
+    settings, rules, mail, *_ = tools_blocks()
+    home = Home(tmp_path)
+    home.write(".tmda/config", settings)
+    home.write(".tmda/filters/outgoing", rules)
+    home.write("mail.txt", mail)
+    home.write("wrong.txt", "to a@* Bare\n# a comment\nform b@* bare\n")
+    return home
+
+
+@pytest.mark.parametrize("block", tools_blocks("$ "))
+def test_the_tools_print_what_the_examples_show(tools_home, block):
+    said = ""
+    for command in re.findall(r"^\$ (.*)$", block, re.M):
+        said += f"$ {command}\n{tools_home.shell(command).stdout}"
+    said = re.sub(r"tofmipd/[0-9.]+", "tofmipd/0.1.0", said)
+    assert said.replace(str(tools_home.path), HOME) == block
+
+
+def tagged(kind: str) -> str:
+    """An address of the example, good for friend@example.net where that matters."""
+    tags = TagSettings(key=bytes.fromhex(KEY))
+    context = Context(tags, b"you@example.org", b"friend@example.net", 0)
+    return make_address(parse_action(kind), context).decode()
+
+
+@pytest.fixture
+def tag_check(tools_home):
+    (script,) = tools_blocks("#!/bin/sh\ntofmipd=")
+    (revoked,) = tools_blocks("case $recipient in")
+    line = "/opt/tofmipd/bin/tofmipd"
+    assert line in script
+    script = script.replace(line, str(tools_home.path / "tofmipd"))
+    tools_home.write("tag-check", script.replace("case $(", f"{revoked}case $("), 0o700)
+    tools_home.write("evil@example.net", f"open({str(tools_home.path / 'taken')!r}, 'w')\n")
+    return tools_home
+
+
+@pytest.mark.parametrize(
+    ("recipient", "sender", "status"),
+    [
+        (tagged("sender"), "friend@example.net", 0),
+        (tagged("sender"), "stranger@example.net", 77),
+        (tagged("sender"), "", 77),
+        (tagged("domain"), "stranger@mail.example.net", 0),
+        (tagged("dated=90Y"), "", 0),
+        (tagged("dated=1s"), "friend@example.net", 77),
+        (tagged("kw=book"), "stranger@example.net", 0),
+        (tagged("kw=shop"), "stranger@example.net", 77),
+        (tagged("kw=shop").upper(), "stranger@example.net", 77),
+        ("you@example.org", "stranger@example.net", 0),
+        ("you-dated-x.y@example.org", "stranger@example.net", 77),
+        # What begins with "-" is an address like any other.
+        (tagged("sender"), "-h", 77),
+        (tagged("sender"), "--help", 77),
+        (tagged("sender"), "-cevil@example.net", 77),
+        (tagged("sender"), "--config=evil@example.net", 77),
+        ("-h", "friend@example.net", 0),
+        ("-cevil@example.net", "friend@example.net", 0),
+        ("$(touch taken)", "`touch taken`", 0),
+        ("", "", 0),
+    ],
+)
+def test_the_delivery_script_lets_pass_what_is_good(tag_check, recipient, sender, status):
+    by_name = tag_check.shell("./tag-check", RECIPIENT=recipient, SENDER=sender)
+    assert (by_name.returncode, by_name.stderr) == (status, "")
+    by_word = tag_check.shell('./tag-check "$@"', recipient, sender)
+    assert (by_word.returncode, by_word.stderr) == (status, "")
+    assert bool(by_name.stdout) == (status == 77)
+    assert not (tag_check.path / "taken").exists()
+
+
+@pytest.mark.parametrize("recipient", [tagged("sender"), "you-confirm-1.2.abcdef@example.org"])
+def test_the_delivery_script_refuses_nothing_while_it_cannot_tell(tag_check, recipient):
+    (tag_check.path / ".tmda/crypt_key").chmod(0o644)
+    assert tag_check.shell("./tag-check", recipient, "a@b.example").returncode == 75
+    (tag_check.path / ".tmda/crypt_key").chmod(0o600)
+    known = tag_check.shell('./tag-check "$@"', recipient, "friend@example.net").returncode
+    assert known == (75 if "confirm" in recipient else 0)
+
+
+@pytest.mark.parametrize("sender", ["work@example.com", "Me <work@example.com>", "work"])
+def test_explain_names_the_rule_that_tags(tools_home, sender):
+    rules = "from work@example.com ext=by-rule\nfrom you@example.org ext=by-rule\nto * bare\n"
+    tools_home.write(".tmda/filters/outgoing", rules)
+    result = tools_home.run("explain", "--to", "a@b.example", "--from", sender)
+    assert result.returncode == 0
+    assert "ext=by-rule" in result.stdout
+    assert "-by-rule@example" in result.stdout
+
+
+@pytest.fixture
+def foreign_home():
+    """A home of somebody else, who gets nowhere near the directories of pytest."""
+    account = pwd.getpwnam("nobody")
+    home = Home(Path(tempfile.mkdtemp(prefix="tofmipd-docs-")))
+    config = f'{home.config()}DATADIR = "{home.path}/.tmda"\n'
+    home.write(".tmda/config", config)
+    home.write(".tmda/filters/outgoing", "to a@* shell=id>&2\nto b@* kw=shop\n")
+    for path in [home.path, *home.path.rglob("*")]:
+        os.chown(path, account.pw_uid, account.pw_gid)
+    yield home
+    shutil.rmtree(home.path)
+
+
+@pytest.mark.root
+def test_root_asks_for_a_user_with_his_files_and_rights(foreign_home):
+    words = ["--user", "nobody", "-c", ".tmda/config"]
+    told = foreign_home.run("explain", *words, "--to", "b@c.example")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "you-keyword-shop.89c754@example.org" in told.stdout
+    told = foreign_home.run("explain", *words, "--to", "a@c.example")
+    assert "uid=65534(nobody)" in told.stdout
+    assert "uid=0" not in told.stdout
+    made = foreign_home.run("address", *words, "-k", "shop")
+    assert (made.returncode, made.stdout) == (0, "you-keyword-shop.89c754@example.org\n")
+    checked = foreign_home.run("address", *words, "--check", made.stdout.strip())
+    assert (checked.returncode, checked.stdout) == (0, "VALID keyword address\n")
+
+
+# docs/library.md
+
+
+@pytest.mark.parametrize("block", code_blocks((ROOT / "docs/library.md").read_text()))
+def test_the_examples_of_the_library_work(block, tmp_path):
+    home = Home(tmp_path)
+    home.write(".tmda/filters/outgoing", "to a@* kw=shop\n")
+    program = block.replace(HOME, str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=home.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    if "tag_message" in block:
+        assert result.stdout.count("It works.") == 2
+        assert "you-keyword-shop.89c754@example.org a@shop.example\n" in result.stdout
+        assert re.search(
+            r"^you-dated-\d+\.\w{6}@example\.org b@shop\.example$", result.stdout, re.M
+        )
+
+
 # docs/clients.md
+
+
+def test_the_sendmail_command_of_the_examples_sends(tmp_path):
+    blocks = code_blocks((ROOT / "docs/clients.md").read_text())
+    (command,) = [block for block in blocks if "| tofmipd inject -t" in block]
+    home = Home(tmp_path)
+    result = home.shell(command)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+    assert re.match(r"ARGV: -i -f you-dated-\S+@example\.org -- friend@example\.net\n", home.sent)
+    assert home.sent.endswith("\n\nIt works.\n")
+
+
+MAIL = "To: friend@example.net\nSubject: Hello\n\nIt works.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "recipients"),
+    [
+        (["-oi", "-oem", "--", "a@b.example"], "a@b.example"),
+        (["-i", "a@b.example", "c@b.example"], "a@b.example c@b.example"),
+        (["-i", "-FCronDaemon", "-B8BITMIME", "-oem", "you"], "you"),
+        (["-t"], "friend@example.net"),
+        (["-i", "-t", "-f", "you@example.org"], "friend@example.net"),
+        # What follows "--" is a recipient, whatever it looks like.
+        (["-i", "--", "-t"], "-t"),
+        (["-i", "--", "-cevil@example.net"], "-cevil@example.net"),
+        (["-i", "--", "-M", "a@b.example", "c@d.example"], "-M a@b.example c@d.example"),
+        (["--", "a@b.example", "--"], "a@b.example --"),
+    ],
+)
+def test_inject_takes_what_mail_programs_say(tmp_path, words, recipients):
+    home = Home(tmp_path)
+    home.write(".tmda/filters/outgoing", "to * bare\n")
+    home.write("evil@example.net", f"open({str(tmp_path / 'taken')!r}, 'w')\n")
+    result = home.run("inject", *words, text=MAIL)
+    assert not (tmp_path / "taken").exists()
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+    assert home.sent.startswith(f"ARGV: -i -f you@example.org -- {recipients}\n")
+
+
+@pytest.mark.parametrize("mode", ["s", "p", "i", "d", "v", "t"])
+def test_inject_does_not_take_another_task_for_sending(tmp_path, mode):
+    home = Home(tmp_path)
+    result = home.run("inject", f"-b{mode}", "a@b.example", text=MAIL)
+    assert (result.returncode, home.sent) == (errors.USAGE, "")
 
 
 @pytest.mark.peer("msmtp")
@@ -478,8 +863,9 @@ def test_options_in_the_documents_are_options_of_the_program(capsys):
     known = {name for action in parser_actions() for name in action.option_strings}
     for word in cli.COMMANDS:
         known |= set(re.findall(r"--[a-z-]+", tool_help(word, capsys)))
-    for name in ("docs/clients.md", "docs/differences.md", "docs/security.md", "README.md"):
-        text = without_other_programs((ROOT / name).read_text())
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        name = path.name
+        text = without_other_programs(path.read_text())
         commands = re.findall(r"tofmipd [^\n`]*", text)
         for command in commands:
             found = set(re.findall(r"(?<!\S)--[a-z-]+", command))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tofmipd.privsep.errands import Errands
+from tofmipd.tmda import header
 from tofmipd.tmda.config import Surroundings
-from tofmipd.tmda.inject import Stamp, tag_message
+from tofmipd.tmda.inject import Message, Outside, Stamp, tag_message
 from tofmipd.tmda.userfiles import UserFiles
 
 ETC = Path(__file__).parent.parent / "etc"
@@ -16,34 +18,62 @@ STAMP = Stamp(1_700_000_000, b"Tue, 14 Nov 2023 22:13:20 +0000", None, b"<1@here
 
 
 @pytest.fixture
-def profile(tmp_path):
+def files(tmp_path):
     shutil.copytree(ETC / "dot-tmda", tmp_path / ".tmda")
     key = tmp_path / ".tmda/crypt_key"
     key.write_text("0123456789abcdef0123456789abcdef01234567\n")
     key.chmod(0o600)
-    files = UserFiles("", Surroundings(str(tmp_path), "you", "", "mx.example"), required=True)
-    return files.profile()
+    return UserFiles("", Surroundings(str(tmp_path), "you", "", "mx.example"), required=True)
+
+
+def tag(files, recipient, head=b""):
+    profile = files.profile()
+    message = Message(header.parse(head)[0], [recipient.encode()])
+    return tag_message(profile, message, STAMP, Outside(profile.library.reading()))
 
 
 @pytest.mark.parametrize(
     ("recipient", "beginning"),
     [
         ("boss@sales.example.org", "you@example.org"),
+        ("talk@lists.example.net", "you@example.org"),
+        ("anna@other.example", "you+dated+1702419200."),
+        ("bert@home.example", "you+dated+1731536000."),
+        ("alto@choir.example", "you+keyword+choir."),
         ("x@books.example", "you+keyword+books."),
         ("orders@any.example", "you+keyword+orders."),
         ("x@bank.example", "you+sender+"),
+        ("x@loans.bank.example", "you+sender+"),
         ("x@company.example", "you+sender+"),
         ("newsletter@any.example", "you+news@example.org"),
         ("friend@any.example", "you+dated+1701209600."),
     ],
 )
-def test_the_example_tags_as_its_comments_say(profile, recipient, beginning):
-    (copy,) = tag_message(profile, [], [recipient.encode()], STAMP)
+def test_the_example_tags_as_its_comments_say(files, recipient, beginning):
+    (copy,) = tag(files, recipient)
     assert copy.reports[0].sender_after.decode().startswith(beginning)
 
 
-def test_the_example_of_a_newsletter_has_a_sender_and_answers_of_its_own(profile):
-    (copy,) = tag_message(profile, [], [b"newsletter@any.example"], STAMP)
+def test_the_example_of_a_newsletter_has_a_sender_and_answers_of_its_own(files):
+    (copy,) = tag(files, "newsletter@any.example")
     assert copy.sender.startswith(b"you+dated+1700259200.")
     assert b"Reply-To: Your Name <you@example.org>\r\n" in copy.header
     assert b"Organization: Example\r\n" in copy.header
+
+
+def test_a_second_address_is_left_alone(files):
+    (copy,) = tag(files, "friend@any.example", b"From: me@club.example\r\n")
+    assert copy.sender == b"me@club.example"
+
+
+def test_who_gets_the_plain_address_by_x_tmda_keeps_it(files, tmp_path):
+    copies = tag(files, "new@any.example", b"X-TMDA: bare=append\r\n")
+    Errands(files.files, str(tmp_path), 30).append_recipients(copies, files.profile())
+    assert (tmp_path / ".tmda/lists/known").read_text() == "new@any.example\n"
+    (copy,) = tag(files, "New@any.example")
+    assert copy.sender == b"you@example.org"
+
+
+def test_answers_to_a_list_do_not_come_twice(files):
+    (copy,) = tag(files, "talk@lists.example.net", b"To: talk@lists.example.net\r\n")
+    assert b"Mail-Followup-To: talk@lists.example.net\r\n" in copy.header

@@ -30,10 +30,9 @@ from tofmipd.privsep.outbound import (
     House,
     Outbound,
     Owner,
-    parsed_header,
-    received_value,
 )
 from tofmipd.privsep.personal import personal_gate
+from tofmipd.privsep.submission import parsed_header, received_value
 from tofmipd.settings import NextHopLimits, Person, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -283,7 +282,7 @@ def test_a_message_goes_out_tagged_and_otherwise_as_it_came(home, next_hop):
     assert message.recipients == ["x@example.net"]
     lines = message.wire.split(b"\r\n")
     assert lines[0].startswith(b"Received: from client.example (127.0.0.1) by mx.example (tofmipd)")
-    assert b"with ESMTPA; " in lines[0]
+    assert lines[0].endswith(b"with ESMTPA;")
     assert b"To: x@example.net\r\nSubject: a\r\n  test\r\n" in message.wire
     assert body_of(message.wire) == b"Hello\r\n"
 
@@ -418,15 +417,6 @@ def test_an_error_in_a_file_defers_the_message_and_names_the_place(
     assert submit(outbound).startswith("250 ")
 
 
-def test_settings_that_have_no_effect_are_warned_of_once(home, next_hop, caplog):
-    home.config(next_hop, "MAIL_FOLLOWUP_TO = '~/x'\n")
-    outbound = home.outbound()
-    for _ in range(3):
-        submit(outbound)
-    warnings = [record for record in caplog.records if "MAIL_FOLLOWUP_TO" in record.getMessage()]
-    assert len(warnings) == 1
-
-
 # Too big a header.
 
 
@@ -506,7 +496,7 @@ def test_received_tells_as_much_as_it_may(home, next_hop, style, own, expected):
         assert b"Received:" not in wire
     else:
         assert re.match(
-            rb"Received: " + expected + rb"\(tofmipd\) with ESMTPA; [A-Z][a-z]{2}, ", wire
+            rb"Received: " + expected + rb"\(tofmipd\) with ESMTPA;\s+[A-Z][a-z]{2}, ", wire
         )
 
 

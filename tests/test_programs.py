@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -76,13 +77,23 @@ def test_the_program_runs_in_a_directory_and_a_group_of_its_own_but_in_the_same_
     assert outcome.output == f"{tmp_path} True {session}\n".encode()
 
 
-def test_no_descriptor_but_three_reaches_the_program():
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("inheritable", [False, True])
+def test_no_descriptor_but_three_reaches_the_program(inheritable):
+    pipe = os.pipe()
+    for descriptor in pipe:
+        os.set_inheritable(descriptor, inheritable)
     outcome = shell("ls /proc/self/fd")
-    os.close(reader)
-    os.close(writer)
+    for descriptor in pipe:
+        os.close(descriptor)
     # The fourth is that of ls itself.
     assert outcome.output == b"0\n1\n2\n3\n"
+
+
+def test_a_program_has_the_usual_reactions_to_signals():
+    """Python ignores SIGPIPE; a program that did so would go on writing to nobody."""
+    ignored = shell("grep SigIgn /proc/self/status").output.split()[1]
+    assert not int(ignored, 16) & (1 << (signal.SIGPIPE - 1))
+    assert shell("yes | head -n 1") == Outcome(0, b"y\n")
 
 
 def test_when_its_time_is_up_the_program_is_killed_with_its_children():
@@ -107,6 +118,56 @@ def test_of_much_output_the_beginning_is_kept_and_the_program_can_go_on():
     assert outcome.status == 3
     assert len(outcome.output) == OUTPUT_LIMIT_OCTETS
     assert outcome.output.startswith(b"first\n\0\0")
+
+
+@pytest.mark.parametrize("limit", [0, 1, 10, 65536, 1_000_000])
+def test_the_limit_of_the_output_can_be_another(limit):
+    outcome = shell("head -c 300000 /dev/zero", output_limit=limit)
+    assert outcome == Outcome(0, b"\0" * min(limit, 300_000))
+
+
+@pytest.mark.parametrize("octets", [999, 1000, 1001, 300_000])
+def test_a_program_may_be_ended_when_it_has_written_so_much(octets):
+    """It would wait for a minute otherwise."""
+    begun = time.monotonic()
+    text = f"head -c {octets} /dev/zero; test {octets} -lt 1000 || sleep 60"
+    outcome = shell(text, output_limit=1000, ends_at_limit=True)
+    assert time.monotonic() - begun < PATIENCE_SECONDS
+    assert outcome == Outcome(0 if octets < 1000 else None, b"\0" * min(octets, 1000))
+
+
+def test_what_a_program_writes_last_is_read_though_it_has_ended():
+    """More than a pipe holds, so that it waits for its reader."""
+    outcome = shell("head -c 200000 /dev/zero; echo end", output_limit=1_000_000)
+    assert outcome == Outcome(0, b"\0" * 200_000 + b"end\n")
+
+
+def test_a_child_that_floods_the_output_after_the_end_does_not_go_on_for_ever(tmp_path):
+    begun = time.monotonic()
+    outcome = shell(f"yes & echo $! > {tmp_path}/pid; exit 0", timeout=0.3)
+    assert time.monotonic() - begun < PATIENCE_SECONDS
+    assert outcome.status in (0, None)
+    pid = int((tmp_path / "pid").read_text())
+    if outcome.status is None:
+        wait_for(lambda: not running(pid))
+    elif running(pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_many_programs_run_side_by_side():
+    outcomes = {}
+
+    def ask(number):
+        outcomes[number] = shell(f"sleep 0.1; echo {number}; exit {number}")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    begun = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert outcomes == {number: Outcome(number, b"%d\n" % number) for number in range(16)}
+    assert time.monotonic() - begun < 16 * 0.1 + PATIENCE_SECONDS / 2
 
 
 def test_a_program_that_closes_its_output_is_waited_for():

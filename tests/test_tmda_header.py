@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tofmipd.tmda import header
+from tofmipd.tmda.errors import TagError
 from tofmipd.tmda.header import Field
 
 noise = settings(max_examples=300, deadline=None)
@@ -161,8 +163,146 @@ def test_every_well_formed_message_is_rendered_as_it_came(blocks, body):
 
 def test_a_made_field_reads_back():
     field = header.make_field(b"X-Orig-Addr", b"Alice <a@x>")
-    assert field == Field(b"x-orig-addr", b"X-Orig-Addr: Alice <a@x>\r\n")
-    assert header.parse(field.octets) == ([field], len(field.octets))
+    assert field == Field(b"x-orig-addr", b"X-Orig-Addr: Alice <a@x>\r\n", made=True)
+    (read,), end = header.parse(field.octets)
+    assert (read, end) == (Field(field.name, field.octets), len(field.octets))
+
+
+# Folding
+
+
+def as_one_line(octets):
+    """RFC 5322 section 2.2.3: unfolding is taking the line ends out."""
+    return octets.removesuffix(b"\r\n").replace(b"\r\n", b"")
+
+
+def lines_of(field):
+    return field.octets.removesuffix(b"\r\n").split(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        (b"", [b"X-A: "]),
+        (b"x" * 73, [b"X-A: " + b"x" * 73]),
+        # Nothing to fold at: not even before the first word, if 998 octets hold it.
+        (b"x" * 74, [b"X-A: " + b"x" * 74]),
+        (b"x" * 993, [b"X-A: " + b"x" * 993]),
+        (b"x" * 994, [b"X-A:", b" " + b"x" * 994]),
+        (b"x" * 997, [b"X-A:", b" " + b"x" * 997]),
+        (b"a " + b"x" * 71, [b"X-A: a " + b"x" * 71]),
+        (b"a " + b"x" * 72, [b"X-A: a", b" " + b"x" * 72]),
+        (b"a " + b"x" * 997, [b"X-A: a", b" " + b"x" * 997]),
+        (b"x" * 73 + b" a", [b"X-A: " + b"x" * 73, b" a"]),
+        (b"x" * 74 + b" a", [b"X-A: " + b"x" * 74, b" a"]),
+        (b"x" * 300 + b" a b", [b"X-A: " + b"x" * 300, b" a b"]),
+        (b"x" * 71 + b"   a", [b"X-A: " + b"x" * 71, b"   a"]),
+        (b"x" * 60 + b"\t" + b"y" * 30, [b"X-A: " + b"x" * 60, b"\t" + b"y" * 30]),
+        (b"x" * 60 + b" \t " + b"y" * 30, [b"X-A: " + b"x" * 60, b" \t " + b"y" * 30]),
+        (b"a " + b"x" * 70 + b"  ", [b"X-A: a", b" " + b"x" * 70 + b"  "]),
+        (b"x" * 80 + b"  ", [b"X-A: " + b"x" * 80 + b"  "]),
+        (b"  " + b"x" * 80, [b"X-A:   " + b"x" * 80]),
+        (b" " * 100, [b"X-A: " + b" " * 100]),
+        (b"\xc3\xbc" * 40 + b" a", [b"X-A: " + b"\xc3\xbc" * 40, b" a"]),
+    ],
+)
+def test_a_new_field_is_folded_at_blanks_after_78_octets(value, lines):
+    assert lines_of(header.make_field(b"X-A", value)) == lines
+
+
+def test_words_fill_the_lines():
+    lines = lines_of(header.make_field(b"X-A", b" ".join([b"words"] * 100)))
+    assert all(72 < len(line) <= 78 for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"X-A", b"x" * 998),
+        (b"X-A", b"a " + b"x" * 998),
+        (b"X-A", b"a " + b"x" * 998 + b" b"),
+        (b"X-A", b"x" * 10_000_000),
+        (b"X-A", b"x" * 900 + b" " * 200),
+        (b"X-A", b" " * 1000),
+        (b"X-" + b"a" * 1000, b"x"),
+    ],
+)
+def test_what_would_need_a_line_of_more_than_998_octets_is_refused(name, value):
+    with pytest.raises(TagError, match="a line of more than 998 octets"):
+        header.make_field(name, value)
+
+
+words = st.one_of(
+    st.sampled_from([b"a", b"word", b"=?utf-8?q?x?=", b"x" * 30, b"y" * 77, b"z" * 79, b"w" * 400]),
+    st.binary(min_size=1, max_size=5).map(lambda o: o.translate(None, b"\r\n\t ") or b"_"),
+)
+blanks = st.sampled_from([b" ", b" ", b" ", b"  ", b"\t", b" \t ", b" " * 40])
+values_of_words = st.lists(st.tuples(words, blanks), max_size=40).map(
+    lambda pairs: b"".join(part for pair in pairs for part in pair)
+)
+
+
+@noise
+@given(
+    st.sampled_from([b"X", b"Mail-Followup-To", b"X-" + b"n" * 70, b"X-" + b"n" * 100]),
+    st.one_of(values_of_words, values_of_words.map(bytes.strip)),
+)
+@example(b"X", b"a" * 71 + b" " * 10 + b"b")
+@example(b"X", b"\t" * 80 + b"a")
+@example(b"X", b"a" * 990 + b"  b")
+def test_folding_loses_nothing_and_makes_no_line_that_is_too_long_or_blank(name, value):
+    field = header.make_field(name, value)
+    lines = lines_of(field)
+    assert as_one_line(field.octets) == name + b": " + value
+    assert max(map(len, lines)) <= 998
+    for line in lines[1:]:
+        assert line[:1] in (b" ", b"\t")
+        assert line.strip(b" \t")
+    (read,), end = header.parse(field.octets)
+    assert (read.octets, end) == (field.octets, len(field.octets))
+    for number, line in enumerate(lines):
+        if len(line) > 78:
+            # There is no blank to end it at but those at its ends.
+            inside = line.partition(b":")[2] if number == 0 else line
+            assert not re.search(rb"[^ \t][ \t]+[^ \t]", inside.strip(b" \t"))
+
+
+@noise
+@given(values_of_words.map(bytes.strip))
+def test_a_folded_value_says_the_same(value):
+    """As a program reads it that unfolds, and as a fingerprint has it."""
+    field = header.make_field(b"X-A", value)
+    assert field.text == value.lstrip(b" \t")
+    assert header.unfold(field.value).split() == value.split()
+
+
+def test_folding_takes_time_in_proportion_to_the_length():
+    started = time.process_time()
+    for unit in (b"a ", b"a\t", b"a" * 77 + b" ", b"a   ", b"a \t"):
+        header.make_field(b"X-A", unit * (1_000_000 // len(unit)) + b"a")
+    assert time.process_time() - started < 5
+
+
+# What programs on this machine have
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [
+        (b"A: x\r\n", b"x"),
+        (b"A:x\r\n", b"x"),
+        (b"A: \t x \t\r\n", b"x \t"),
+        (b"A: x\r\n\ty\r\n  z \r\n", b"x\n\ty\n  z "),
+        (b"A:\r\n x\r\n", b" x"),
+        (b"A: \r\n\tx\r\n", b"\tx"),
+        (b"A:\r\n", b""),
+        (b"A:  \r\n", b""),
+        (b"A: \xff\x00\r\n", b"\xff\x00"),
+    ],
+)
+def test_a_submitted_value_keeps_its_folds_and_the_blanks_at_its_end(octets, text):
+    (field,), _ = header.parse(octets + b"\r\n")
+    assert field.text == text
 
 
 def test_fields_are_found_by_name_first_all_and_without():

@@ -7,11 +7,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tofmipd.tmda import header
+from tofmipd.tmda.actions import no_shell
 from tofmipd.tmda.config import SourceFile, Surroundings, build
 from tofmipd.tmda.cookies import Check, Kind, check_address
-from tofmipd.tmda.errors import ConfigError, FilterError, UserFileError
-from tofmipd.tmda.filter import parse_filter
-from tofmipd.tmda.inject import Report, Stamp, header_recipients, tag_message
+from tofmipd.tmda.errors import ConfigError, FilterError, MessageError, UserFileError
+from tofmipd.tmda.files import Files
+from tofmipd.tmda.inject import Message, Outside, Report, Stamp, header_recipients, tag_message
+from tofmipd.tmda.library import Library
+from tofmipd.tmda.parser import parse_filter
 from tofmipd.tmda.profile import Profile, tag_settings
 
 KEY = bytes.fromhex("00112233445566778899aabbccddeeff01234567")
@@ -26,15 +29,22 @@ MESSAGE = (
 )
 
 
-def profile_of(rules="", source="", **names):
+def profile_of(rules="", source="", followup=(), **names):
     around = Surroundings("/home/alice", "alice", "", "host.example")
     config = build({**NAMES, **names}, around, SourceFile(CONFIG_PATH, source.encode()))
-    return Profile(config, tag_settings(config, KEY), parse_filter(rules, FILTER_PATH))
+    rules = parse_filter(rules, FILTER_PATH)
+    library = Library(Files("/home/alice"))
+    return Profile(config, tag_settings(config, KEY), rules, library, frozenset(followup))
+
+
+def tag(profile, fields, recipients, stamp=STAMP, shell=no_shell, body=lambda: ()):
+    message = Message(fields, recipients, body)
+    return tag_message(profile, message, stamp, Outside(profile.library.reading(), shell))
 
 
 def send(rules="", recipients=(b"bob@x.example",), message=MESSAGE, stamp=STAMP, **names):
     fields, _ = header.parse(message)
-    return tag_message(profile_of(rules, **names), fields, recipients, stamp)
+    return tag(profile_of(rules, **names), fields, recipients, stamp)
 
 
 def values(copy, name):
@@ -100,7 +110,7 @@ def test_a_message_to_nobody_makes_no_copy():
 def test_every_address_that_is_made_can_be_checked():
     profile = profile_of("to bob@* dated=1d\nto carol@* sender\nto dan@* domain\nto * kw=Shop.1\n")
     recipients = [b"bob@x", b"carol@x", b"dan@sub.x", b"eve@x"]
-    copies = tag_message(profile, header.parse(MESSAGE)[0], recipients, STAMP)
+    copies = tag(profile, header.parse(MESSAGE)[0], recipients)
     assert [
         check_address(profile.tags, copy.sender, recipient, NOW)
         for copy, recipient in zip(copies, recipients, strict=True)
@@ -130,7 +140,7 @@ def test_every_copy_starts_from_the_submitted_header():
 def test_the_submitted_fields_are_not_changed():
     fields, _ = header.parse(MESSAGE)
     before = list(fields)
-    tag_message(profile_of("to * tag from sender x-a b"), fields, [b"bob@x"], STAMP)
+    tag(profile_of("to * tag from sender x-a b"), fields, [b"bob@x"])
     assert fields == before
 
 
@@ -239,6 +249,241 @@ def test_the_envelope_sender_follows_from_unless_told(rules, sender, written):
     assert copy.sender == sender
     if written is not None:
         assert values(copy, b"from") == [written]
+
+
+@pytest.mark.parametrize(
+    ("block", "resent"),
+    [
+        (b"Resent-From: alice@example.com\r\n", b"Alice Liddell <alice-x@example.com>"),
+        (b"resent-from:Al <alice@example.com>\r\n", b"Al <alice-x@example.com>"),
+        (b"Resent-From: Al\r\n\t<alice@example.com>\r\n", b"Al <alice-x@example.com>"),
+        (b"Resent-From:\r\n", b"Alice Liddell <alice-x@example.com>"),
+        (b"Resent-From: queen\r\n", b"Alice Liddell <alice-x@example.com>"),
+        (
+            b"Resent-From: alice@example.com\r\nResent-From: bob@example.com\r\n",
+            b"Alice Liddell <alice-x@example.com>",
+        ),
+        (
+            b"Resent-From: alice@example.com, Bob <bob@y>\r\n",
+            b"Alice Liddell <alice-x@example.com>, Bob <bob@y>",
+        ),
+    ],
+)
+def test_resending_replaces_resent_from_by_one_at_the_end_and_nothing_else(block, resent):
+    author = b"From: Bob\r\n\t<bob@x.example> \r\nfrom: second@x\r\nSubject: x\r\n"
+    (copy,) = send("to * ext=x\n", message=block + author + b"\r\n")
+    assert author in copy.header
+    assert values(copy, b"resent-from") == [resent]
+    assert names_of(copy)[-1] == b"resent-from"
+    assert copy.sender == b"alice-x@example.com"
+
+
+def test_who_resends_is_who_the_filter_looks_at():
+    message = b"Resent-From: alice@example.com\r\nFrom: bob@x\r\n\r\n"
+    (copy,) = send("from bob@x ext=wrong\nfrom alice@example.com ext=right\n", message=message)
+    assert copy.sender == b"alice-right@example.com"
+
+
+# Commands
+
+
+def test_a_command_is_asked_for_each_recipient():
+    asked = []
+
+    def shell(command, recipient):
+        asked.append((command, recipient))
+        return b"me+" + recipient.replace(b"@", b"=") + b"@example.com"
+
+    profile = profile_of("to *@x tag from shell='make me'\nto * bare\n")
+    recipients = [b"a@x", b"b@y", b"C@X", b"a@x"]
+    copies = tag(profile, header.parse(MESSAGE)[0], recipients, shell=shell)
+    assert asked == [("make me", b"a@x"), ("make me", b"C@X"), ("make me", b"a@x")]
+    assert [(copy.sender, copy.recipients) for copy in copies] == [
+        (b"me+a=x@example.com", (b"a@x", b"a@x")),
+        (b"alice@example.com", (b"b@y",)),
+        (b"me+C=X@example.com", (b"C@X",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "written"),
+    [
+        (b"one", b"one"),
+        (b"", b""),
+        (b"one two  three", b"one two  three"),
+        (b"one\ntwo\nthree", b"one two three"),
+        (b"one\r\nX-Evil: 1\r\n\r\nbody", b"one  X-Evil: 1    body"),
+        (b"\none\n", b"one"),
+        (b"a\x00b\x1bc\x7fd\te", b"a b c d e"),
+        (b"\xff\xc3\xbc", b"\xff\xc3\xbc"),
+        (b"alice@example.com", b"alice@example.com"),
+    ],
+)
+def test_what_a_command_prints_is_one_value_of_one_field(output, written):
+    profile = profile_of("to * tag from bare x-a shell='any'\n")
+    (copy,) = tag(profile, header.parse(b"\r\n")[0], [b"b@x"], shell=lambda *asked: output)
+    assert_whole(copy, [*EXPECTED_NAMES, b"x-a"])
+    assert values(copy, b"x-a") == [written]
+
+
+def test_much_that_a_command_prints_is_folded():
+    profile = profile_of("to * tag from bare x-a shell='any'\n")
+    shell = lambda *asked: b"word\n" * 10_000 + b"end"  # noqa: E731
+    (copy,) = tag(profile, header.parse(b"\r\n")[0], [b"b@x"], shell=shell)
+    assert max(map(len, copy.header.split(b"\r\n"))) <= 78
+    assert header.unfold(values(copy, b"x-a")[0]).count(b"word ") == 10_000
+
+
+@pytest.mark.parametrize(
+    ("action", "output", "says"),
+    [
+        ("tag from bare x-a shell=any", b"x" * 1000, "X-A would have a line of more than 998"),
+        ("shell=any", b"", "'' is no address that mail can be sent from"),
+        ("shell=any", b"a@x\nb@x", "control characters"),
+        ("shell=any", b"a@x\r", "control characters"),
+        ("shell=any", b"a@x\0", "control characters"),
+        ("shell=any", b"a b@x", "no address that mail can be sent from"),
+        ("shell=any", b"a@x> SIZE=1", "no address that mail can be sent from"),
+        ("shell=any", b"Alice <a@x>", "no address that mail can be sent from"),
+        ("tag from bare envelope shell=any", b"a@x\n", "control characters"),
+        ("tag from bare envelope shell=any", b"a@x>", "no address that mail can be sent from"),
+    ],
+)
+def test_what_a_command_prints_is_no_good_address_or_field(action, output, says):
+    profile = profile_of(f"\nto * {action}\n")
+    with pytest.raises(FilterError) as caught:
+        tag(profile, header.parse(MESSAGE)[0], [b"b@x"], shell=lambda *asked: output)
+    assert (caught.value.path, caught.value.line) == (FILTER_PATH, 2)
+    assert says in caught.value.problem
+
+
+def test_a_command_may_make_the_null_sender():
+    profile = profile_of("to * tag from bare envelope shell=any\n")
+    (copy,) = tag(profile, header.parse(MESSAGE)[0], [b"b@x"], shell=lambda *asked: b"<>")
+    assert copy.sender == b""
+
+
+def test_a_command_that_the_default_action_names_is_run():
+    profile = profile_of("", ACTION_OUTGOING="shell=any")
+    (copy,) = tag(profile, header.parse(MESSAGE)[0], [b"b@x"], shell=lambda *asked: b"me@y")
+    assert copy.sender == b"me@y"
+    assert copy.reports[0].rule == "action_outgoing (shell=any)"
+
+
+@pytest.mark.parametrize(
+    ("rules", "names", "path"),
+    [
+        ("to * python=1+1\n", {}, FILTER_PATH),
+        ("to * tag from bare x-a python='1 + 1'\n", {}, FILTER_PATH),
+        ("", {"ACTION_OUTGOING": "python=1"}, CONFIG_PATH),
+    ],
+)
+def test_python_is_refused_with_what_to_use_instead(rules, names, path):
+    error = refusal(rules, UserFileError, **names)
+    assert error.path == path
+    assert "use shell=COMMAND" in error.problem
+
+
+# Added, purged and custom headers
+
+
+def test_headers_are_added_in_the_order_of_their_names_and_spelled_as_given():
+    added = {"X-beta": "2", "Organization": "O", "X-ALPHA": "1", "x-Gamma": ""}
+    (copy,) = send("to * bare", ADDED_HEADERS_CLIENT=added)
+    end = b"Organization: O\r\nX-ALPHA: 1\r\nX-beta: 2\r\nx-Gamma: \r\n\r\n"
+    assert copy.header.endswith(end)
+
+
+@pytest.mark.parametrize("name", ["X-Note", "x-note", "X-NOTE"])
+def test_an_added_header_takes_the_place_of_all_of_its_name(name):
+    message = b"X-Note: 1\r\nx-NOTE : 2\r\n 3\r\nX-Notes: 4\r\n\r\n"
+    (copy,) = send("to * bare", message=message, ADDED_HEADERS_CLIENT={name: "new"})
+    assert values(copy, b"x-note") == [b"new"]
+    assert values(copy, b"x-notes") == [b"4"]
+    assert f"\r\n{name}: new\r\n".encode() in copy.header
+
+
+def test_text_that_is_added_keeps_its_octets_and_is_folded():
+    text = "Jürgen \udcfc " + "word " * 30 + "end"
+    (copy,) = send("to * bare", ADDED_HEADERS_CLIENT={"X-A": text})
+    (value,) = values(copy, b"x-a")
+    assert value.replace(b"\r\n", b"") == text.encode("utf-8", "surrogateescape")
+    assert max(map(len, copy.header.split(b"\r\n"))) <= 78
+
+
+def test_purging_comes_after_adding_and_custom_headers_after_that():
+    """Reference, section 5.5."""
+    names = {
+        "ADDED_HEADERS_CLIENT": {"X-A": "added", "X-B": "added", "X-C": "added"},
+        "PURGED_HEADERS_CLIENT": ["x-a", "X-B"],
+    }
+    (copy,) = send("to * tag from bare x-b 'by tag' x-c 'by tag' bcc 'seen@x'", **names)
+    assert values(copy, b"x-a") == []
+    assert values(copy, b"x-b") == values(copy, b"x-c") == [b"by tag"]
+    assert values(copy, b"bcc") == [b"seen@x"]
+
+
+@pytest.mark.parametrize(
+    ("purged", "left"),
+    [
+        (["x-mailer"], [b"x-mailer-version", b"user-agent"]),
+        (["X-MAILER", "User-agent"], [b"x-mailer-version"]),
+        (["x-mailer*"], [b"x-mailer", b"x-mailer-version", b"x-mailer", b"user-agent"]),
+        ([""], [b"x-mailer", b"x-mailer-version", b"x-mailer", b"user-agent"]),
+        (["none-of-these"], [b"x-mailer", b"x-mailer-version", b"x-mailer", b"user-agent"]),
+    ],
+)
+def test_headers_are_purged_by_their_whole_names_in_any_case(purged, left):
+    message = b"X-Mailer: 1\r\nX-Mailer-Version: 2\r\nx-MAILER:3\r\n 4\r\nUser-Agent: 5\r\n\r\n"
+    (copy,) = send("to * bare", message=message, PURGED_HEADERS_CLIENT=purged)
+    assert [name for name in names_of(copy) if name not in EXPECTED_NAMES] == left
+
+
+def test_custom_headers_stand_at_the_end_in_the_order_of_their_names():
+    rules = "to * tag x-zeta 1 from bare X-ALPHA ext=a reply-to bare x--beta- 'b  c'"
+    message = b"reply-to: old\r\nX-Alpha: old\r\nX-Alpha: older\r\n\r\n"
+    (copy,) = send(rules, message=message)
+    assert copy.header.endswith(
+        b"Reply-To: Alice Liddell <alice@example.com>\r\n"
+        b"X-Alpha: Alice Liddell <alice-a@example.com>\r\nX-Beta: b  c\r\nX-Zeta: 1\r\n\r\n"
+    )
+    assert len(values(copy, b"x-alpha")) == len(values(copy, b"reply-to")) == 1
+
+
+@pytest.mark.parametrize(
+    ("style", "written"),
+    [
+        ("angles", b"Alice <alice-r@example.com>"),
+        ("address", b"alice-r@example.com"),
+        ("anything", b"Alice <alice-r@example.com>"),
+    ],
+)
+def test_an_address_in_a_custom_header_has_the_style_for_these(style, written):
+    rules = "to * tag from bare reply-to ext=r x-text 'alice-r@example.com'"
+    (copy,) = send(rules, MESSAGE_TAG_HEADER_STYLE=style)
+    assert values(copy, b"reply-to") == [written]
+    assert values(copy, b"x-text") == [b"alice-r@example.com"]
+    assert values(copy, b"from") == [b"Alice <alice@example.com>"]
+
+
+def test_what_a_message_has_too_long_for_a_line_is_the_messages_fault():
+    message = b"From: " + b"x" * 1000 + b" <alice@example.com>\r\n\r\n"
+    with pytest.raises(MessageError, match="From would have a line of more than 998 octets"):
+        send("to * bare", message=message)
+
+
+def test_a_trace_too_long_for_a_line_is_no_error_that_nobody_declared():
+    stamp = Stamp(NOW, STAMP.date, b"x" * 1000, STAMP.message_id, STAMP.agent)
+    with pytest.raises((MessageError, UserFileError)):
+        send("to * bare", stamp=stamp)
+
+
+def test_many_recipients_and_many_fields_are_no_trouble():
+    message = b"From: alice@example.com\r\n" + b"X-A: b\r\n" * 20_000 + b"\r\n"
+    recipients = [b"r%d@x.example" % number for number in range(1000)]
+    (copy,) = send("to *@x.example bare", recipients, message)
+    assert copy.recipients == tuple(recipients)
+    assert copy.header.count(b"X-A: b\r\n") == 20_000
 
 
 # Purging

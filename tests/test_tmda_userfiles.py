@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import sqlite3
 import threading
 
 import pytest
+from fakes import PATIENCE_SECONDS, wait_for
 
+from tofmipd.commands.userprofile import own_files
 from tofmipd.tmda.actions import Action
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.errors import ConfigError, FilterError, KeyFileError, MissingConfig, UserFileError
-from tofmipd.tmda.userfiles import UserFiles, read_key, stamp
+from tofmipd.tmda.files import stamp
+from tofmipd.tmda.userfiles import UserFiles, read_key
 
 KEY_TEXT = "00112233445566778899aabbccddeeff01234567"
 KEY = bytes.fromhex(KEY_TEXT)
@@ -123,8 +129,8 @@ def test_a_tilde_is_the_home_of_the_user_whatever_home_says(home, monkeypatch):
 def test_a_filter_in_any_encoding_is_matched_as_octets(home):
     home.write(home.filter, b"to \xe9t\xe9@x.example bare\nto \xc3\xa9@x.example sender\n")
     rules = home.profile().filter
-    assert rules.find(b"\xe9t\xe9@x.example", b"").rule.line == 1
-    assert rules.find("é@x.example".encode(), b"").rule.line == 2
+    assert rules.find(b"\xe9t\xe9@x.example", b"").rule.place.line == 1
+    assert rules.find("é@x.example".encode(), b"").rule.place.line == 2
     assert rules.find(b"\xe9@x.example", b"") is None
 
 
@@ -523,3 +529,634 @@ def test_many_threads_at_once_read_the_files_once(home):
     assert len(seen) == 8
     assert all(profile is seen[0] for profile in seen)
     assert home.reads() == 1
+
+
+# What a filter names besides
+
+
+@pytest.mark.parametrize("name", ["one", "~/two", "~/deep/er/three"])
+def test_a_file_that_the_filter_includes_is_watched(home, name):
+    path = home.path / name.removeprefix("~/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    home.write(path, "to * ext=a\n")
+    home.write(home.filter, f"include {name}\n")
+    files = home.files()
+    before = files.profile()
+    assert before.filter.rules[0].text == "to * tag from ext=a"
+    assert files.profile() is before
+    home.replace(path, "to * ext=b\n")
+    assert files.profile().filter.rules[0].text == "to * tag from ext=b"
+    path.unlink()
+    with pytest.raises(FilterError, match="there is no file"):
+        files.profile()
+    home.write(path, "to * ext=c\n")
+    assert files.profile().filter.rules[0].text == "to * tag from ext=c"
+
+
+def test_a_file_that_may_miss_is_noticed_when_it_appears_and_when_it_goes(home):
+    home.write(home.filter, "include -optional ~/more\nto * bare\n")
+    files = home.files()
+    assert len(files.profile().filter.rules) == 1
+    home.write(home.path / "more", "to a@x ext=a\n")
+    assert len(files.profile().filter.rules) == 2
+    (home.path / "more").unlink()
+    assert len(files.profile().filter.rules) == 1
+
+
+def decided(profile, recipient=b"bob@x"):
+    match = profile.filter.find(recipient, b"alice@x", profile.library.reading())
+    return match and match.text
+
+
+def test_a_list_is_read_again_when_it_changes_and_the_configuration_is_not(home):
+    home.write_counted()
+    home.write(home.filter, "to-file ~/list bare\n")
+    home.write(home.path / "list", "eve@x\n")
+    files = home.files()
+    profile = files.profile()
+    assert decided(profile) is None
+    home.replace(home.path / "list", "eve@x\nbob@x ext=a\n")
+    assert files.profile() is profile
+    assert decided(profile) == "to-file ~/list tag from ext=a"
+    home.replace(home.path / "list", "eve@x\n")
+    assert decided(profile) is None
+    (home.path / "list").unlink()
+    with pytest.raises(FilterError, match="there is no file"):
+        decided(profile)
+    assert home.reads() == 1
+
+
+def test_one_message_sees_one_state_of_a_list(home):
+    home.write(home.filter, "to-file ~/list ext=list\nto * bare\n")
+    home.write(home.path / "list", "bob@x\n")
+    profile = home.profile()
+    lists = profile.library.reading()
+    assert profile.filter.find(b"bob@x", b"a@x", lists).text.startswith("to-file")
+    home.replace(home.path / "list", "eve@x\n")
+    assert profile.filter.find(b"bob@x", b"a@x", lists).text.startswith("to-file")
+    assert decided(profile) == "to * tag from bare"
+
+
+# MAIL_FOLLOWUP_TO
+
+
+@pytest.mark.parametrize(
+    ("text", "lists"),
+    [
+        (b"", set()),
+        (b"l@x\n", {b"l@x"}),
+        (b"l@x", {b"l@x"}),
+        (b"  L@X \t\r\n\n\nm@x\n", {b"l@x", b"m@x"}),
+        # Every line counts; nothing is a comment.
+        (b"# mine\nl@x # list\n", {b"# mine", b"l@x # list"}),
+        (b"\xfc@x\n", {b"\xfc@x"}),
+    ],
+)
+def test_lists_to_follow_up_to_are_the_lines_of_a_file(home, text, lists):
+    home.write(home.config, "MAIL_FOLLOWUP_TO = '~/lists'\n")
+    home.write(home.path / "lists", text)
+    assert home.profile().followup == lists
+
+
+def test_lists_to_follow_up_to_may_be_in_the_configuration(home):
+    home.write(home.config, "MAIL_FOLLOWUP_TO = ['L@X', ' m@x ', '', 'j\u00fc@x']\n")
+    assert home.profile().followup == {b"l@x", b"m@x", "jü@x".encode()}
+
+
+def test_a_file_of_lists_is_read_again_when_it_changes_and_may_miss(home):
+    home.write(home.config, "MAIL_FOLLOWUP_TO = '~/lists'\n")
+    files = home.files()
+    assert files.profile().followup == frozenset()
+    home.write(home.path / "lists", "l@x\n")
+    assert files.profile().followup == {b"l@x"}
+    home.replace(home.path / "lists", "l@x\nm@x\n")
+    assert files.profile().followup == {b"l@x", b"m@x"}
+    assert files.profile() is files.profile()
+    (home.path / "lists").unlink()
+    assert files.profile().followup == frozenset()
+
+
+def test_a_file_of_lists_that_cannot_be_read_is_an_error(home):
+    home.write(home.config, "MAIL_FOLLOWUP_TO = '~/lists'\n")
+    (home.path / "lists").mkdir()
+    error = home.error()
+    assert (error.path, error.problem) == (
+        str(home.path / "lists"),
+        "cannot be read: Is a directory",
+    )
+
+
+# Databases
+
+OPEN = """\
+import sqlite3
+with open({count!r}, "a") as file:
+    file.write("x")
+DB_CONNECTION = sqlite3.connect({path!r})
+"""
+ASK = "to-sql -wildcards 'SELECT who, action FROM friends' bare\n"
+
+
+@pytest.fixture
+def database(home):
+    """A home whose configuration opens a database; gives a connection to it."""
+    path = str(home.path / "friends.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE friends (who TEXT, action TEXT)")
+        connection.execute("INSERT INTO friends VALUES ('bob@x', 'ext=friend')")
+        connection.commit()
+        home.write(home.config, OPEN.format(count=str(home.count), path=path))
+        home.write(home.filter, ASK)
+        yield connection
+
+
+def database_threads():
+    return sum(thread.name == "database" for thread in threading.enumerate())
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """Threads of databases that nobody uses any more end."""
+    gc.collect()
+    before = database_threads()
+    yield
+    gc.collect()
+    wait_for(lambda: database_threads() == before)
+
+
+FOUND = f"{ASK.partition(' bare')[0].replace(chr(39), '')} tag from ext=friend"
+
+
+def test_a_connection_of_the_configuration_serves_all_threads(home, database, no_thread_is_left):
+    """sqlite3 lets only that thread use a connection which has opened it."""
+    files = home.files()
+    start, found = threading.Barrier(8), []
+
+    def ask():
+        start.wait(PATIENCE_SECONDS)
+        found.extend(decided(files.profile()) for _ in range(5))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert found == [FOUND] * 40
+    assert home.reads() == 1
+
+
+def test_rows_that_change_count_at_once(home, database, no_thread_is_left):
+    profile = home.profile()
+    assert decided(profile, b"eve@x") is None
+    database.execute("INSERT INTO friends VALUES ('eve@x', NULL)")
+    database.commit()
+    assert decided(profile, b"eve@x").endswith(" tag from bare")
+    database.execute("DELETE FROM friends")
+    database.commit()
+    assert decided(profile, b"eve@x") is None
+
+
+def test_a_connection_that_failed_is_opened_again_by_the_configuration(
+    home, database, no_thread_is_left
+):
+    files = home.files()
+    first = files.profile()
+    database.execute("ALTER TABLE friends RENAME TO away")
+    database.commit()
+    with pytest.raises(FilterError, match="the database says OperationalError: no such table"):
+        decided(first)
+    database.execute("ALTER TABLE away RENAME TO friends")
+    database.commit()
+    second = files.profile()
+    assert second is not first
+    assert decided(second) == FOUND
+    assert files.profile() is second
+    assert home.reads() == 2
+    # A message that is still on its way with the old one is served as well.
+    assert decided(first) == FOUND
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_each_change_of_the_configuration_ends_the_thread_of_the_old_connection(
+    home, database, no_thread_is_left, times
+):
+    files = home.files()
+    before = database_threads()
+    profile = files.profile()
+    text = home.config.read_text()
+    for number in range(times):
+        assert decided(profile) == FOUND
+        home.replace(home.config, f"{text}# {number}\n")
+        profile = files.profile()
+    gc.collect()
+    wait_for(lambda: database_threads() == before + 1)
+    assert decided(profile) == FOUND
+    assert home.reads() == times + 1
+
+
+def test_a_configuration_that_opens_no_database_keeps_no_thread(home, no_thread_is_left):
+    before = database_threads()
+    files = home.files()
+    profile = files.profile()
+    wait_for(lambda: database_threads() == before)
+    home.write(home.filter, ASK)
+    with pytest.raises(FilterError, match="opens no database: set DB_CONNECTION"):
+        decided(files.profile())
+    assert profile.library.database is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config", "import sqlite3\nDB_CONNECTION = sqlite3.connect(':memory:')\n1 / 0\n"),
+        ("config", "1 / 0\n"),
+        ("config", "HMAC_BYTES = 'x'\n"),
+        ("config", "raise SystemExit\n"),
+        ("config", "DB_CONNECTION = 5\n"),
+        ("key", "zz"),
+        ("filter", "nonsense\n"),
+    ],
+)
+def test_files_with_errors_leave_no_thread_behind(home, database, no_thread_is_left, name, text):
+    files = home.files()
+    home.write(getattr(home, name), text)
+    for _ in range(3):
+        with pytest.raises(UserFileError):
+            files.profile()
+
+
+def test_a_connection_ends_with_its_user(home, database, no_thread_is_left):
+    log = str(home.path / "log")
+    home.write(
+        home.config,
+        f"""\
+import sqlite3
+class Noting(sqlite3.Connection):
+    def close(self):
+        with open({log!r}, "a") as file:
+            file.write("closed ")
+        super().close()
+DB_CONNECTION = sqlite3.connect({str(home.path / "friends.db")!r}, factory=Noting)
+""",
+    )
+    files = home.files()
+    assert decided(files.profile()) == FOUND
+    assert not os.path.exists(log)
+    del files
+    gc.collect()
+    wait_for(lambda: os.path.exists(log))
+
+
+# Of users whose rights cannot be taken
+
+
+def literal(home, **options):
+    return home.files(form="literal", **options)
+
+
+def refused(home, says, **options):
+    """The error of the files, or of what they name."""
+    with pytest.raises(UserFileError) as caught:
+        decided(literal(home, **options).profile())
+    assert says in str(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def outside(tmp_path_factory):
+    """A directory beside the home with files that others would like to read."""
+    path = tmp_path_factory.mktemp("outside")
+    for name in ("file", "config", "crypt_key"):
+        (path / name).write_text("ee" * 20 + "\n")
+        (path / name).chmod(0o600)
+    (path / "subscribers").mkdir()
+    (path / "subscribers/a").write_text("Tbob@x\0")
+    return path
+
+
+PATHS = ["BARE_APPEND", "CRYPT_KEY_FILE", "DATADIR", "FILTER_OUTGOING", "LOGFILE_OUTGOING"]
+PATHS += ["MAIL_FOLLOWUP_TO", "SMTPSSL_CAFILE", "SMTPSSL_CERTFILE", "SMTPSSL_KEYFILE"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "directory link", "of another user"])
+def test_no_setting_of_a_virtual_user_leads_out_of_his_home(home, outside, name, way):
+    (home.path / "link").symlink_to(outside / "file")
+    (home.path / "way").symlink_to(outside)
+    path = {
+        "absolute": str(outside / "file"),
+        "dots": os.path.relpath(outside / "file", home.path),
+        "link": "~/link",
+        "directory link": "~/way/file",
+        "of another user": "~root/file",
+    }[way]
+    home.write(home.config, f"# mine\n{name} = {path!r}\n")
+    error = refused(home, "must be below your home here")
+    assert (error.path, error.line) == (str(home.config), 2)
+    assert error.problem.startswith(name) or name == "DATADIR"
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name not in ("DATADIR",)])
+@pytest.mark.parametrize("path", [r"~/a\0b", r"/a\ud800b"])
+def test_a_path_that_no_file_can_have_is_an_error_of_a_virtual_users_files(home, name, path):
+    home.write(home.config, f"{name} = '{path}'\n")
+    with pytest.raises(UserFileError):
+        literal(home).profile()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "include {}",
+        "include -optional {}",
+        "to-file {} bare",
+        "to-file -optional {} bare",
+        "to-file -autocdb {} bare",
+        "to-file -autodbm {} bare",
+        "from-file {} bare",
+        "to-cdb {} bare",
+        "to-cdb -optional {} bare",
+    ],
+)
+@pytest.mark.parametrize("way", ["absolute", "link", "directory link"])
+def test_no_rule_of_a_virtual_user_leads_out_of_his_home(home, outside, rule, way):
+    (home.path / "link").symlink_to(outside / "file")
+    (home.path / "way").symlink_to(outside)
+    path = {"absolute": outside / "file", "link": "~/link", "directory link": "~/way/file"}[way]
+    home.write(home.filter, f"# mine\n{rule.format(path)}\n")
+    error = refused(home, "cannot be read: is not below your home")
+    assert (error.path, error.line) == (str(home.filter), 2)
+    assert "eeee" not in str(error)
+    assert sorted(os.listdir(outside)) == ["config", "crypt_key", "file", "subscribers"]
+
+
+@pytest.mark.parametrize("rule", ["to-ezmlm {} bare", "to-mailman -attr=members {} bare"])
+def test_no_mailing_list_outside_is_looked_at_for_a_virtual_user(home, outside, rule):
+    home.write(home.filter, rule.format(outside) + "\n")
+    refused(home, "cannot be read: is not below your home")
+
+
+@pytest.mark.parametrize("rule", ["to-dbm {} bare", "to-dbm -optional {} bare"])
+def test_databases_in_files_are_not_opened_for_a_virtual_user(home, outside, rule):
+    """What opens them follows links."""
+    home.write(home.filter, rule.format(outside / "file") + "\n")
+    refused(home, "DBM databases are not read here")
+
+
+@pytest.mark.parametrize("rule", ["to-file -autocdb {} bare", "to-file {} bare", "to-cdb {} bare"])
+def test_a_virtual_user_does_not_learn_which_files_there_are_outside(home, outside, rule):
+    said = []
+    for name in ("file", "missing", "missing/file", "subscribers/file"):
+        home.write(home.filter, rule.format(outside / name) + "\n")
+        with pytest.raises(UserFileError) as caught:
+            decided(literal(home).profile())
+        said.append(str(caught.value).replace(str(outside / name), "FILE"))
+    assert set(said) == {said[0]}
+
+
+@pytest.mark.parametrize("name", ["config", "filter"])
+def test_the_files_of_a_virtual_user_are_no_links_that_lead_out(home, outside, name):
+    path = getattr(home, name)
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside / "file")
+    error = refused(home, "below your home")
+    assert "eeee" not in str(error)
+
+
+def test_links_within_the_home_are_followed(home):
+    (home.path / "real").mkdir()
+    home.write(home.path / "real/rules", "to-file ~/list bare\ninclude ~/more\n")
+    home.write(home.path / "real/list", "bob@x ext=a\n")
+    home.write(home.path / "real/more", "to * bare\n")
+    home.filter.symlink_to(home.path / "real/rules")
+    (home.path / "list").symlink_to("real/list")
+    (home.path / "more").symlink_to(home.path / "real/more")
+    profile = literal(home).profile()
+    assert decided(profile) == "to-file ~/list tag from ext=a"
+    assert decided(profile, b"eve@x") == "to * tag from bare"
+
+
+def test_a_home_that_is_itself_behind_a_link_is_a_home(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to("real")
+    home = Home(tmp_path / "home")
+    home.write(home.filter, "to-file ~/list bare\n")
+    home.write(home.path / "list", "bob@x\n")
+    assert decided(literal(home).profile()) == "to-file ~/list tag from bare"
+
+
+def test_what_the_site_names_may_be_anywhere(home, outside):
+    (outside / "filter").write_text("to-file ~/list bare\n")
+    home.write(home.path / "list", "bob@x\n")
+    home.write(
+        home.site,
+        f"FILTER_OUTGOING = '{outside}/filter'\nCRYPT_KEY_FILE = '{outside}/crypt_key'\n"
+        f"MAIL_FOLLOWUP_TO = '{outside}/file'\nLOGFILE_OUTGOING = '{outside}/log'\n"
+        f"BARE_APPEND = '{outside}/list'\nSENDMAIL_PROGRAM = '/usr/sbin/sendmail'\n",
+    )
+    home.write(home.config, "USERNAME = 'bobby'\n")
+    profile = literal(home, site_path=str(home.site)).profile()
+    assert decided(profile) == "to-file ~/list tag from bare"
+    assert profile.tags.key == b"\xee" * 20
+    assert profile.followup == {b"ee" * 20}
+    assert profile.config.logfile_outgoing == f"{outside}/log"
+    assert profile.config.sendmail_program == "/usr/sbin/sendmail"
+
+
+@pytest.mark.parametrize("name", ["LOGFILE_OUTGOING", "MAIL_FOLLOWUP_TO", "CRYPT_KEY_FILE"])
+def test_a_user_cannot_use_what_the_site_names_for_something_else(home, outside, name):
+    """Another path than the site's is his own again, also when it is below one of the site's."""
+    home.write(home.site, f"FILTER_OUTGOING = '{outside}/file'\nBARE_APPEND = '{outside}/list'\n")
+    home.write(home.config, f"{name} = '{outside}/file'\n")
+    refused(home, f"{name} must be below your home here", site_path=str(home.site))
+
+
+def test_the_directory_that_the_site_names_may_be_anywhere(home, outside):
+    """Key and filter are there then."""
+    (outside / "filters").mkdir()
+    (outside / "filters/outgoing").write_text("to * ext=site\n")
+    home.write(home.site, f"DATADIR = '{outside}'\n")
+    home.write(home.config, "USERNAME = 'bobby'\n")
+    profile = literal(home, site_path=str(home.site)).profile()
+    assert profile.tags.key == b"\xee" * 20
+    assert decided(profile) == "to * tag from ext=site"
+
+
+@pytest.mark.parametrize("path", ["~/own", "own", "~/real/../own"])
+@pytest.mark.parametrize("name", ["FILTER_OUTGOING", "MAIL_FOLLOWUP_TO", "CRYPT_KEY_FILE"])
+def test_what_the_site_names_in_each_home_is_no_way_out_of_it(home, outside, name, path):
+    """The site says where; the user could put a link there."""
+    (home.path / "real").mkdir()
+    home.write(home.site, f"{name} = {path!r}\n")
+    home.write(home.config, "USERNAME = 'bobby'\n")
+    (home.path / "own").symlink_to(outside / "file")
+    error = refused(home, "below your home", site_path=str(home.site))
+    assert "eeee" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["BARE_APPEND", "LOGFILE_OUTGOING"])
+def test_what_the_site_lets_grow_in_each_home_is_no_way_out_of_it(home, outside, name):
+    home.write(home.site, f"{name} = '~/own'\n")
+    home.write(home.config, "USERNAME = 'bobby'\n")
+    files = literal(home, site_path=str(home.site))
+    path = getattr(files.profile().config, name.lower())
+    with files.files.locked(path):
+        pass
+    (home.path / "own").unlink()
+    (home.path / "own").symlink_to(outside / "file")
+    with pytest.raises(OSError, match="is not below your home"), files.files.locked(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "SENDMAIL_PROGRAM = '/bin/sh'\n",
+        "SENDMAIL_PROGRAM = ''\n",
+        "X = 1\nSENDMAIL_PROGRAM = '~/bin/mine'\n",
+    ],
+)
+def test_a_virtual_user_names_no_program(home, source):
+    home.write(home.config, source)
+    error = refused(home, "SENDMAIL_PROGRAM is not allowed here")
+    assert error.line == source.count("\n")
+
+
+def test_a_virtual_users_list_is_replaced_by_no_link_while_it_grows(home, outside):
+    home.write(home.config, "BARE_APPEND = '~/list'\n")
+    files = literal(home)
+    path = files.profile().config.bare_append
+    (home.path / "list").symlink_to(outside / "file")
+    before = (outside / "file").read_bytes()
+    with pytest.raises(OSError, match="is not below your home"), files.files.locked(path):
+        pass
+    (home.path / "list").unlink()
+    (home.path / "list").symlink_to(outside / "new")
+    with pytest.raises(OSError, match="is not below your home"), files.files.locked(path):
+        pass
+    assert (outside / "file").read_bytes() == before
+    assert not (outside / "new").exists()
+
+
+def test_a_virtual_user_has_no_database(home):
+    home.write(home.config, "DB_CONNECTION = 'x'\n")
+    refused(home, "DB_CONNECTION must be a connection to a database")
+
+
+SITE_DATABASE = """\
+import sqlite3
+DB_CONNECTION = sqlite3.connect({path!r})
+FILTER_OUTGOING = {rules!r}
+DB_BARE_APPEND = "INSERT INTO friends VALUES (%(recipient)s, NULL)"
+"""
+
+
+@pytest.mark.parametrize("own", ["FILTER_OUTGOING = '~/.tmda/filters/outgoing'\n", ""])
+def test_the_sites_database_answers_the_sites_filter_only(home, database, outside, own):
+    """A statement of a virtual user would be carried out with the rights of the site."""
+    (outside / "rules").write_text(ASK)
+    path, rules = str(home.path / "friends.db"), str(outside / "rules")
+    home.write(home.site, SITE_DATABASE.format(path=path, rules=rules))
+    home.write(home.config, "USERNAME = 'bobby'\n" + own)
+    home.write(home.filter, "to-sql -wildcards 'SELECT action, who FROM friends' bare\n")
+    profile = literal(home, site_path=str(home.site)).profile()
+    if own:
+        with pytest.raises(FilterError, match="database"):
+            decided(profile)
+    else:
+        assert decided(profile) == FOUND
+
+
+def test_a_virtual_user_does_not_say_what_is_written_to_the_sites_database(home, database, outside):
+    path, rules = str(home.path / "friends.db"), str(outside / "file")
+    home.write(home.site, SITE_DATABASE.format(path=path, rules=rules))
+    home.write(home.config, "DB_BARE_APPEND = 'DELETE FROM friends'\n")
+    refused(home, "DB_BARE_APPEND is not allowed here", site_path=str(home.site))
+
+
+# By the tools
+
+
+@pytest.fixture
+def person(home, monkeypatch):
+    """Whoever runs a tool, at home there, and with none of the variables."""
+    for name in ("TMDARC", "GLOBAL_TMDARC", "TMDA_FILTER_OUTGOING", "TMDAUSER", "TMDAHOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home.path))
+    monkeypatch.chdir("/")
+    home.write(home.config, "FULLNAME = 'usual'\n")
+    home.write(home.filter, "to * ext=usual\n")
+    home.write(home.path / "other", "FULLNAME = 'other'\n")
+    home.write(home.path / "rules", "to * ext=other\n")
+    home.write(home.path / "third", "to * ext=third\n")
+    home.write(home.site, "DATED_TIMEOUT = '9d'\nFULLNAME = 'site'\n")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("asked", "variables", "fullname"),
+    [
+        ("", {}, "usual"),
+        ("", {"TMDARC": ""}, "usual"),
+        ("", {"TMDARC": "~/other"}, "other"),
+        ("", {"TMDARC": "{home}/other"}, "other"),
+        ("~/other", {}, "other"),
+        ("~/other", {"TMDARC": "~/.tmda/config"}, "other"),
+    ],
+)
+def test_tools_read_the_configuration_that_is_asked_for_or_that_tmdarc_names(
+    person, monkeypatch, asked, variables, fullname
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.replace("{home}", str(person.path)))
+    assert own_files(asked).profile().config.fullname == fullname
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "option"),
+    [
+        ("", None, b"usual"),
+        ("", "", b"usual"),
+        ("", "~/rules", b"other"),
+        ("~/third", "~/rules", b"third"),
+        ("~/third", None, b"third"),
+    ],
+)
+def test_tools_ask_the_filter_that_is_asked_for_or_that_the_environment_names(
+    person, monkeypatch, asked, variable, option
+):
+    person.write(person.config, "FILTER_OUTGOING = '~/.tmda/filters/outgoing'\n")
+    if variable is not None:
+        monkeypatch.setenv("TMDA_FILTER_OUTGOING", variable)
+    profile = own_files("", asked).profile()
+    assert profile.filter.rules[0].actions == (("from", Action("ext", option)),)
+
+
+def test_tools_read_the_sites_file_that_the_environment_names(person, monkeypatch):
+    """The original read none at all then."""
+    monkeypatch.setenv("GLOBAL_TMDARC", "~/tmdarc")
+    config = own_files().profile().config
+    assert (config.dated_timeout, config.fullname) == ("9d", "usual")
+
+
+def test_a_site_file_that_is_named_and_missing_is_no_error_and_replaces_the_usual_one(
+    person, monkeypatch
+):
+    monkeypatch.setenv("GLOBAL_TMDARC", str(person.path / "nowhere"))
+    assert own_files().profile().config.dated_timeout == "5d"
+
+
+def test_tools_take_defaults_and_variables_of_filters_from_the_environment(person, monkeypatch):
+    for name, value in {"TMDAUSER": "u", "TMDAHOST": "h.example", "MY_EXT": "mine"}.items():
+        monkeypatch.setenv(name, value)
+    person.write(person.filter, "to * ext=${MY_EXT}\n")
+    profile = own_files().profile()
+    assert (profile.config.username, profile.config.hostname) == ("u", "h.example")
+    assert profile.filter.rules[0].actions == (("from", Action("ext", b"mine")),)
+
+
+def test_a_configuration_that_a_tool_was_told_to_use_must_be_there(person, monkeypatch):
+    with pytest.raises(MissingConfig):
+        own_files("~/nowhere").profile()
+    monkeypatch.setenv("TMDARC", "~/nowhere")
+    assert own_files().profile().config.origin == str(person.path / "nowhere")

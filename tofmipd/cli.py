@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
+import io
 import os
 import platform
 import pwd
@@ -16,7 +18,7 @@ from typing import cast
 
 from tofmipd import __version__
 from tofmipd.arguments import Parser
-from tofmipd.errors import PERMISSION, SOFTWARE, UNAVAILABLE, USAGE, Fatal
+from tofmipd.errors import CANT_CREATE, PERMISSION, SOFTWARE, UNAVAILABLE, USAGE, Fatal
 from tofmipd.options import COMMANDS, TLS_MODES, make_parser
 from tofmipd.programs import PATH
 from tofmipd.settings import (
@@ -47,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status, which is one of sysexits.h."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(arguments)
+        status = _run(arguments)
+        _flush()
+        return status
     except Fatal as error:
         print(f"tofmipd: {error}", file=sys.stderr)
         return error.status
@@ -57,11 +61,35 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _bug(error, arguments)
+        print(f"tofmipd: cannot write: {error.strerror}", file=sys.stderr)
+        return CANT_CREATE
     except Exception as error:
-        print(f"tofmipd: internal error: {type(error).__name__}: {error}", file=sys.stderr)
-        if "-d" in arguments or "--debug" in arguments:
-            traceback.print_exc()
-        return SOFTWARE
+        return _bug(error, arguments)
+
+
+def _bug(error: Exception, arguments: list[str]) -> int:
+    print(f"tofmipd: internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    if "-d" in arguments or "--debug" in arguments:
+        traceback.print_exc()
+    return SOFTWARE
+
+
+def _flush() -> None:
+    """Raises Fatal when what has been printed cannot be written."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The interpreter would try, and complain, once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        text = f"standard output cannot be written: {error.strerror}"
+        raise Fatal(CANT_CREATE, text) from None
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,6 +100,9 @@ def _run(arguments: list[str]) -> int:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
             raise Fatal(USAGE, f"there is no command {word!r}; {hint}")
         module = importlib.import_module(f"tofmipd.commands.{word}")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # What a terminal cannot show must not end the tool.
+            sys.stdout.reconfigure(errors="backslashreplace")
         return cast(Callable[[list[str]], int], module.main)(arguments[1:])
     settings = settings_from(arguments)
     from tofmipd import daemon
@@ -137,7 +168,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     mode = _global_mode(options, who)
     default = "/etc/tofmipd" if mode else f"{who.home}/.tmda/tofmipd"
     sources = tuple(
-        spec if spec.kind != "file" else SourceSpec("file", _absolute(spec.argument, who.home))
+        spec if spec.kind != "file" else SourceSpec("file", absolute(spec.argument, who.home))
         for spec in options.sources
     )
     limits = Limits(
@@ -157,21 +188,21 @@ def _settings(options: argparse.Namespace) -> Settings:
         person=who,
         global_mode=mode,
         listen=tuple(options.proxyport + options.ipv6proxyport) or Settings(who).listen,
-        authfile=_absolute(options.authfile or default, who.home),
+        authfile=absolute(options.authfile or default, who.home),
         sources=sources,
         ipauthmap="/etc/ipauthmap" if mode else f"{who.home}/.tmda/ipauthmap",
-        configdir=_absolute(options.configdir, who.home),
+        configdir=absolute(options.configdir, who.home),
         # What root's environment says of files is said for all users, or for none.
-        site_config=_absolute(os.environ.get("GLOBAL_TMDARC", ""), who.home)
+        site_config=absolute(os.environ.get("GLOBAL_TMDARC", ""), who.home)
         or Settings(who).site_config,
-        user_config="" if mode else _absolute(os.environ.get("TMDARC", ""), who.home),
-        user_filter="" if mode else _absolute(os.environ.get("TMDA_FILTER_OUTGOING", ""), who.home),
+        user_config="" if mode else absolute(os.environ.get("TMDARC", ""), who.home),
+        user_filter="" if mode else absolute(os.environ.get("TMDA_FILTER_OUTGOING", ""), who.home),
         scripts=_scripts(options, who),
         host_name=host_name(),
         foreground=options.foreground,
         debug=options.debug,
         log=options.log,
-        log_file=_absolute(options.log_file, who.home),
+        log_file=absolute(options.log_file, who.home),
         one_cpu=options.cpus == "one",
         insecure_auth=options.insecure_auth,
         fix_bare_newline=options.bare_newline == "fix",
@@ -199,15 +230,16 @@ def _global_mode_of(options: argparse.Namespace) -> GlobalMode:
 def _scripts(options: argparse.Namespace, who: Person) -> Scripts:
     program = os.environ.get("TMDA_SENDMAIL_PROGRAM") or "/usr/sbin/sendmail"
     return Scripts(
-        throttle=_absolute(options.throttle_script or "", who.home),
-        virtual_home=_absolute(options.vhome_script or "", who.home),
-        virtual_domains=_absolute(options.vdomains_path, who.home),
+        throttle=absolute(options.throttle_script or "", who.home),
+        virtual_home=absolute(options.vhome_script or "", who.home),
+        virtual_domains=absolute(options.vdomains_path, who.home),
         pass_through=program if options.pure_proxy else "",
         search_path=os.environ.get("PATH") or PATH,
     )
 
 
-def _absolute(path: str, home: str) -> str:
+def absolute(path: str, home: str) -> str:
+    """A path as a person writes it, "" for none: ``~`` is the home directory."""
     if path == "~" or path.startswith("~/"):
         path = home + path[1:]
     return os.path.abspath(path) if path else ""

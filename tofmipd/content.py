@@ -131,5 +131,16 @@ def as_local_text(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield local
 
 
+def as_wire_text(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The opposite: what a program on this machine wrote, whose lines end with LF, in wire form."""
+    fresh = True
+    for block in blocks:
+        if not block:
+            continue
+        begun = b"." + block if fresh and block.startswith(b".") else block
+        fresh = block.endswith(b"\n")
+        yield begun.replace(b"\n.", b"\n..").replace(b"\n", b"\r\n")
+
+
 def _local(wire: bytes) -> bytes:
-    return wire.replace(b"\r\n.", b"\n").replace(b"\r\n", b"\n")
+    return wire.replace(b"\r\n.", b"\r\n").replace(b"\r\n", b"\n")

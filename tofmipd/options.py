@@ -15,7 +15,8 @@ COMMANDS = {
     "test": "send one mail through a running tofmipd",
     "keygen": "make a key for tagged addresses",
     "address": "make or check a tagged address",
-    "inject": "ask which rule of the filter matches (-M)",
+    "explain": "say what would become of a message, and why; nothing is sent",
+    "inject": "send a message, tagged, like a sendmail program",
     "demo": "try everything out in a folder of its own",
 }
 TLS_MODES = ("on", "optional", "localoptional")

@@ -24,7 +24,7 @@ class Outcome:
     """How a program ended.
 
     ``status`` is its exit status, negative for the signal that ended it, None if it was ended
-    because its time was up.  ``output`` is the beginning of what it wrote.
+    because it went beyond a limit.  ``output`` is the beginning of what it wrote.
     """
 
     status: int | None
@@ -38,11 +38,14 @@ def run(
     *,
     stdin: IO[bytes] | None = None,
     directory: str = "/",
+    output_limit: int = OUTPUT_LIMIT_OCTETS,
+    ends_at_limit: bool = False,
 ) -> Outcome:
-    """Run a program to its end; ``timeout`` is in seconds.
+    """Run a program to its end; ``timeout`` is in seconds, ``output_limit`` in octets.
 
     Its output and error output are read together.  What is still running of its process group
-    when its time is up is killed.  Raises OSError or ValueError if it cannot be started.
+    when its time is up, or with ``ends_at_limit`` when it has written so much, is killed.
+    Raises OSError or ValueError if it cannot be started.
     """
     with cpus.all_of_them():
         process = subprocess.Popen(
@@ -57,14 +60,16 @@ def run(
             process_group=0,
         )
     with process:
-        ended, output = _listen(process, timeout)
+        ended, output = _listen(process, timeout, output_limit, ends_at_limit)
         if not ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return Outcome(process.returncode if ended else None, output)
 
 
-def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, bytes]:
+def _listen(
+    process: subprocess.Popen[bytes], timeout: float, output_limit: int, ends_at_limit: bool
+) -> tuple[bool, bytes]:
     """Wait for the end of a process and read what it writes, which is dropped beyond a limit.
 
     Whether it ended in time, and the text.  Its children may go on, and keep the pipe open.
@@ -83,9 +88,11 @@ def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bool, byt
             if pipe in ready:
                 with contextlib.suppress(BlockingIOError):
                     octets = os.read(pipe, 65536)
-                    output = (output + octets)[:OUTPUT_LIMIT_OCTETS]
+                    output = (output + octets)[:output_limit]
                     if not octets:
                         poll.unregister(pipe)
+                    if ends_at_limit and len(output) == output_limit:
+                        return False, output
             elif end.fileno() in ready:
                 return True, output
     return False, output

@@ -548,6 +548,76 @@ def test_home_leads_a_virtual_user_s_configuration_to_his_own_home(hosting, vill
     assert village_hop.message(TO).value("X-Home") == str(home.path)
 
 
+def test_lists_commands_and_logs_of_a_virtual_user_are_in_his_home_and_his_owner_s(
+    hosting, village_hop
+):
+    """TO-87, TO-96, TO-109, TO-110."""
+    bobby, chloe, _ = hosting.village.people
+    hosting.assign(f"a.example:{bobby.name}", f"b.example:{chloe.name}")
+    owners = {"ann@a.example": bobby, "bob@a.example": bobby, "ann@b.example": chloe}
+    hosting.passwords(*owners)
+    lines = ('BARE_APPEND = "friends"', 'LOGFILE_OUTGOING = "~/log"', to_smtp(village_hop.port))
+    rules = (
+        "to-file -autocdb ${HOME}/list bare\n"
+        'to b@* tag from bare x-out "shell=id -u; env > env; pwd"\n'
+        "to * bare=append\n"
+    )
+    homes = {login: hosting.house(owner, login, *lines) for login, owner in owners.items()}
+    for login, home in homes.items():
+        (home.path / "list").write_text(f"c-{login} ext=list\n")
+        home.write("filters/outgoing", rules)
+        owners[login].own()
+    with hosting.daemon() as daemon:
+        for login, home in homes.items():
+            uid = owners[login].uid
+            for to in (f"c-{login}", "b@example.net", "d@example.net"):
+                assert send(daemon, login, to).startswith("250")
+            assert village_hop.message(f"c-{login}").sender == "bobby-list@example.org"
+            out = village_hop.messages()[-2].value("X-Out")
+            assert out == f"{uid} {home.path}"
+            assert (home.path / "friends").read_text() == "d@example.net\n"
+            assert (home.path / "log").read_text().count("  To: ") == 3
+            for name in ("list.cdb", "friends", "log", "env"):
+                made = (home.path / name).stat()
+                assert (made.st_uid, made.st_mode & 0o777) == (uid, 0o600), name
+            text = (home.path / "env").read_text()
+            environment = dict(line.split("=", 1) for line in text.splitlines())
+            assert {k: v for k, v in environment.items() if k not in {*OF_THE_SHELL, "PATH"}} == {
+                "HOME": str(home.path),
+                "LOGIN": login,
+                "LOGNAME": login,
+                "USER": login,
+                "TCPLOCALIP": HOST,
+                "TMDA_RECIPIENT": "b@example.net",
+                "TMDA_VRECIPIENT": "b=example.net",
+            }
+
+
+def test_lists_of_another_owner_s_virtual_users_are_out_of_reach(hosting, village_hop):
+    """TO-96: below homes that others may enter, too."""
+    bobby, chloe, _ = hosting.village.people
+    hosting.assign(f"a.example:{bobby.name}", f"b.example:{chloe.name}")
+    hosting.passwords("ann@a.example")
+    theirs = hosting.house(chloe, "ann@b.example").write("list", f"{TO} ext=stolen\n")
+    chloe.own()
+    home = hosting.house(bobby, "ann@a.example", to_smtp(village_hop.port))
+    (home.tmda / "link").symlink_to(theirs)
+    chloe.home.path.chmod(0o755)
+    try:
+        with hosting.daemon() as daemon:
+            for rule in (f"to-file {theirs} bare", "to-file .tmda/link bare", f"include {theirs}"):
+                home.write("filters/outgoing", f"{rule}\nto * ext=no\n")
+                bobby.own()
+                said = send(daemon, "ann@a.example")
+                assert said.startswith(
+                    "451 4.3.5 Error in your TMDA files: filters/outgoing line 1"
+                )
+                assert "stolen" not in said
+    finally:
+        chloe.home.path.chmod(0o700)
+    assert village_hop.messages() == []
+
+
 def test_an_ordinary_user_s_configuration_sees_no_virtual_home(village, village_hop):
     bobby = village.people[0]
     lines = ("import os", 'ADDED_HEADERS_CLIENT = {"X-Home": str(os.environ.get("VUSERDIR"))}')

@@ -59,6 +59,58 @@ def test_the_envelope_sender_comes_from_the_tag_not_from_the_client(sender, send
     assert stored.sender == "bobby-t@example.org"
 
 
+@pytest.mark.parametrize(
+    ("style", "shown"),
+    [
+        ("angles", "Bobby <{}>"),
+        ("address", "{}"),
+    ],
+)
+def test_fields_of_a_rule_have_the_style_that_the_user_wants(style, shown, send):
+    """TO-105: MESSAGE_TAG_HEADER_STYLE; From has a style of its own."""
+    (stored,) = send(
+        f'MESSAGE_TAG_HEADER_STYLE = "{style}"',
+        rules="to * tag from ext=f reply-to ext=r x-text 'as it is' x-bare bare\n",
+        fields=("From: Bobby <bobby@example.org>", "Reply-To: a@b.example", "X-Text: old"),
+    )
+    assert stored.value("From") == "Bobby <bobby-f@example.org>"
+    assert stored.value("Reply-To") == shown.format("bobby-r@example.org")
+    assert stored.value("X-Bare") == shown.format("bobby@example.org")
+    assert stored.value("X-Text") == "as it is"
+
+
+def test_no_field_of_one_recipient_reaches_another(send):
+    """TO-104, TO-106: each copy is made from what was submitted."""
+    fields = (
+        "From: Bobby <bobby@example.org>",
+        "Reply-To: answers@example.org",
+        "Mail-Followup-To: bobby@example.org",
+    )
+    rules = "to a@* tag from ext=a reply-to ext=r x-a yes\nto * ext=b\n"
+    to = ("a@example.net", "b@example.net")
+    one, two = send(rules=rules, to=to, fields=fields)
+    assert one.value("Reply-To") == "Bobby <bobby-r@example.org>"
+    assert two.value("Reply-To") == "answers@example.org"
+    assert two.values("X-A") == []
+    assert one.value("Mail-Followup-To") == "bobby-a@example.org"
+    assert two.value("Mail-Followup-To") == "bobby-b@example.org"
+
+
+def test_new_fields_are_folded_and_others_left_alone(send):
+    """RFC 5322 section 2.1.1; what the client has folded, or not, stays so."""
+    long = " ".join(["word"] * 60)
+    (stored,) = send(
+        f'ADDED_HEADERS_CLIENT = {{"X-Added": "{long}"}}',
+        rules=f'to * tag from ext=t x-tagged "{long}"\n',
+        fields=("From: bobby@example.org", f"X-Given: {long}", "X-Folded: a\r\n\tb"),
+    )
+    lines = stored.head.split(b"\r\n")
+    assert f"X-Given: {long}".encode() in lines
+    assert b"X-Folded: a\r\n\tb\r\n" in stored.head + b"\r\n"
+    assert all(len(line) <= 78 for line in lines if not line.startswith(b"X-Given"))
+    assert stored.value("X-Added") == stored.value("X-Tagged") == long
+
+
 def test_the_null_sender_can_be_asked_for(send):
     """TO-31."""
     (stored,) = send(rules="to * tag from ext=t envelope exp=<>\n")

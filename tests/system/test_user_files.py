@@ -8,8 +8,8 @@ import time
 
 import pytest
 from clients import Mail, by_smtplib, submit
-from oracle import DAY, openssl_mac
-from running import Home, run, to_smtp
+from oracle import DAY, dated, openssl_mac
+from running import KEY, Home, run, to_smtp
 
 pytestmark = pytest.mark.peer("openssl")
 
@@ -48,6 +48,93 @@ def test_key_and_filter_may_be_elsewhere(send, home):
     assert stored.sender == f"bobby-sender-{openssl_mac(TO, 'ab' * 20)}@example.org"
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("crypt_key", ["CRYPT_KEY_FILE = 'keys/key'"]),
+        ("filters/outgoing", ["FILTER_OUTGOING = 'rules/all'"]),
+        ("crypt_key", ["DATADIR = 'data'", "FILTER_OUTGOING = '.tmda/filters/outgoing'"]),
+    ],
+)
+def test_relative_paths_begin_at_home(name, lines, send, home):
+    """Not in the directory of the daemon, which is / in the background."""
+    for number, directory in enumerate(("keys/key", "rules/all", "data/crypt_key")):
+        path = home.path / directory
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("to * sender\n" if number == 1 else "ab" * 20 + "\n")
+        path.chmod(0o600)
+    (stored,) = send(*lines, rules="to * sender\n")
+    key = "ab" * 20 if name == "crypt_key" else KEY
+    assert stored.sender == f"bobby-sender-{openssl_mac(TO, key)}@example.org"
+
+
+INI = """\
+[TMDA_CONFIG]
+; a comment
+username = bobby
+HOSTNAME = example.org
+fullname: Bobby Brown
+MAIL_TRANSPORT = smtp
+SMTPHOST = {host}
+X_TMDA_IN_SUBJECT = 1
+BARE_APPEND = ~/.tmda/friends
+LOGFILE_OUTGOING = ~/.tmda/log
+FINGERPRINT = ["subject", "body"]
+ADDED_HEADERS_CLIENT = {{"X-Of": "{{x}} %(y)s"}}
+ACTION_OUTGOING = dated=1h
+HMAC_BYTES = 10
+ALLOW_MODE_640 = False
+word = lists
+"""
+
+
+def test_a_configuration_in_ini_form_can_say_all_that_one_in_python_can(start, home, hop, tmp_path):
+    """TO-88."""
+    site = tmp_path / "site"
+    site.write_text("CONFIG_EXEC = False\n")
+    daemon = start(home, variables={"GLOBAL_TMDARC": str(site)})
+    home.write("config", INI.format(host=f"127.0.0.1:{hop.port}"))
+    home.write("filters/outgoing", "to a@* bare=append\nto b@* ext=${WORD}\n")
+    to = ("a@example.net", "b@example.net", "c@example.net")
+    message = b"From: bobby@example.org\r\nSubject: s\r\n\r\nx\r\n"
+    assert submit(daemon.port, *to, message=message).startswith("250")
+    first, second, third = hop.messages()
+    assert first.sender == "bobby@example.org"
+    assert second.sender == "bobby-lists@example.org"
+    dated(third, 3600)
+    assert re.fullmatch(r".*\.[0-9a-f]{20}@example\.org", third.sender)
+    assert first.value("X-Of") == "{x} %(y)s"
+    assert len(first.value("X-TMDA-Fingerprint")) == 27
+    assert (home.tmda / "friends").read_text() == "a@example.net\n"
+    assert (home.tmda / "log").read_text().count("  To: ") == 3
+    hop.stored.clear()
+    message = message.replace(b"Subject: s", b"Subject: X-TMDA ext=x s")
+    assert submit(daemon.port, *to, message=message).startswith("250")
+    assert {stored.sender for stored in hop.messages()} == {"bobby-x@example.org"}
+    home.write("crypt_key", KEY + "\n", 0o640)
+    assert submit(daemon.port, TO).startswith("451 4.3.5 Error in your TMDA files: crypt_key: mode")
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ('print "hello"', "write print(...)"),
+        ("try: x = 1\nexcept ValueError, e: pass", "write 'except X as e:'"),
+        ("UMASK = 0600", "write octal numbers as 0o600"),
+        ("X = 5L", "write numbers without an L"),
+        ("import urllib2", "written for Python 2"),
+    ],
+)
+def test_a_configuration_for_python_2_is_told_what_to_write(line, advice, daemon, home, hop):
+    """TO-88."""
+    home.configure(to_smtp(hop.port), line)
+    said = submit(daemon.port, TO)
+    number = 6 + line.count("\n")
+    assert said.startswith(f"451 4.3.5 Error in your TMDA files: config line {number}: ")
+    daemon.says("ERROR", f"{home.tmda}/config:{number}: ", "written for Python 2", advice)
+    assert hop.commands == []
+
+
 def test_a_configuration_directory_serves_each_login_its_own(start, home, hop, tmp_path):
     """TO-75."""
     home.write("tofmipd", "bobby:FooBar\nchloe:FooBar\n")
@@ -78,7 +165,7 @@ def test_an_address_that_was_sent_is_checked_by_the_tool(rule, correspondent, ve
     (stored,) = send(rules=f"to * {rule}\n")
     result = run("address", "--check", stored.sender, *correspondent, home=home)
     assert result.stdout == verdict + "\n"
-    assert result.returncode == (0 if verdict.startswith("VALID") else 1)
+    assert result.returncode == (0 if verdict.startswith("VALID") else os.EX_DATAERR)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +174,7 @@ def test_an_address_that_was_sent_is_checked_by_the_tool(rule, correspondent, ve
         ("kw=shop", ["-k", "shop"]),
         ("sender", ["-s", TO]),
         ("domain", ["-s", "example.net"]),
+        ("domain", ["--domain", TO]),
     ],
 )
 def test_the_tool_makes_the_address_that_is_sent(rule, options, send, home):

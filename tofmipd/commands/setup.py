@@ -32,7 +32,7 @@ _SMTP = 'MAIL_TRANSPORT = "smtp"\nSMTPHOST = {smtp_host!r}\n'
 
 _FILTER = """\
 # What becomes of your address, by recipient; the first line that matches wins.
-# tofmipd-filter(5) tells all.  Try it: tofmipd inject -M RECIPIENT SENDER
+# tofmipd-filter(5) tells all.  Try it: tofmipd explain --to RECIPIENT
 #
 #   to   <pattern>   <action>
 #

@@ -196,12 +196,15 @@ class Connection:
             raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
 
     def _send_body(self, copy: Copy) -> None:
-        held = b""
+        """The body goes out in its blocks; the last one, with the dot, ends a line."""
+        held, before = b"", b""
         for block in copy.blocks():
             if held:
                 self._socket.sendall(held)
+                before = held[-1:]
             held = block
-        self._socket.sendall(held + b".\r\n")
+        ends_a_line = (before + held).endswith(b"\r\n")
+        self._socket.sendall(held + (b".\r\n" if ends_a_line else b"\r\n.\r\n"))
 
     def _reply(self, limit_seconds: float) -> NextHopReply:
         """The next reply.  Raises TimeoutError, ConnectionError, BadReply."""

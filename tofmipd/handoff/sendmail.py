@@ -20,6 +20,13 @@ _TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL, 126, 127})
 _STATUS = {os.EX_NOUSER: "1.1", os.EX_NOHOST: "1.2", os.EX_DATAERR: "6.0", os.EX_NOPERM: "7.1"}
 
 
+def sendmail_program(configured: str) -> str:
+    """The program that a configuration names, else the first that is there."""
+    if configured:
+        return configured
+    return next((path for path in PROGRAMS if os.path.exists(path)), PROGRAMS[0])
+
+
 @dataclass(frozen=True, slots=True)
 class SendmailTransport:
     """``program -i -f SENDER -- RECIPIENT...``, the message on standard input.

@@ -5,49 +5,46 @@ This runs with the uid of the user: in personal mode in the session's thread.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
-import secrets
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from tofmipd import __version__
-from tofmipd.content import Content, unstuffed
-from tofmipd.dates import rfc5322_date
+from tofmipd.content import Content, as_local_text
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
-from tofmipd.handoff.sendmail import PROGRAMS, SendmailTransport
+from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
+from tofmipd.privsep.errands import Errands
+from tofmipd.privsep.submission import (
+    HEADER_LIMIT_OCTETS,
+    SessionStamps,
+    Stamps,
+    parsed_header,
+)
 from tofmipd.programs import PATH
 from tofmipd.settings import NextHopLimits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply, printable
-from tofmipd.tmda import header
+from tofmipd.tmda import outlog
 from tofmipd.tmda.config import Config
-from tofmipd.tmda.errors import MissingConfig, UserFileError
+from tofmipd.tmda.errors import MessageError, MissingConfig, UserFileError
 from tofmipd.tmda.header import Field
-from tofmipd.tmda.inject import Report, Stamp, Tagged, tag_message
+from tofmipd.tmda.inject import Message, Outside, Report, Stamp, Tagged, tag_message
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
 from tofmipd.tmda.values import split_smtphost
 
 log = logging.getLogger(__name__)
 
-HEADER_LIMIT_OCTETS = 1 << 20
 # RFC 5321 section 6.3 wants at least 100.
 HOP_LIMIT = 100
-_AGENT = f"tofmipd/{__version__}".encode()
 _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
 
 # What a next hop's reply begins with and ours has already.
 _OWN_WORDS = re.compile(r"\A[0-9]{3}(?: [0-9]\.[0-9]+\.[0-9]+)?(?: *ok(?:\b:?))? *", re.IGNORECASE)
-
-# A client may call itself anything; in Received it cannot write more than a name.
-_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 
 # Told of every copy that the next hop has taken: sender, reports, the next hop's words.
 Observer = Callable[[str, tuple[Report, ...], str], None]
@@ -59,10 +56,12 @@ def _note(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose files are used.  ``home`` is where ``~`` leads."""
+    """Whose files are used.  ``home`` is where ``~`` leads; ``variables`` are for his sendmail
+    program only."""
 
     login: str
     home: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class House:
 
     ``pass_through`` is a sendmail program for users without a configuration, "" for none.
     ``note`` puts one line on the log, at INFO: that of every recipient of every message.
+    ``script_timeout`` is in seconds, for a command of a filter.
     """
 
     host_name: str
@@ -80,37 +80,41 @@ class House:
     observer: Observer | None = None
     pass_through: str = ""
     note: Callable[[str], None] = _note
+    script_timeout: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One message on its way through; its body begins at ``body_start`` of the content."""
+
+    envelope: Envelope
+    content: Content
+    session_id: str
+    fields: list[Field]
+    body_start: int
+
+    def body(self) -> Iterator[bytes]:
+        """As programs on this machine have it."""
+        return as_local_text(self.content.blocks(self.body_start))
 
 
 class Outbound:
     """Takes messages of one user and hands them over, tagged.  Safe for threads."""
 
-    def __init__(self, owner: Owner, files: UserFiles, house: House) -> None:
+    def __init__(
+        self, owner: Owner, files: UserFiles, house: House, stamps: Stamps | None = None
+    ) -> None:
         self._owner = owner
         self._files = files
         self._house = house
-        self._numbers = itertools.count(secrets.randbits(20))
-        self._warned: tuple[str, ...] = ()
+        self._stamps = stamps or SessionStamps(house.host_name, house.received)
+        self._errands = Errands(files.files, owner.home, house.script_timeout)
         self._chosen: tuple[Config, str, Transport] | None = None
 
     def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
         """Tag and hand over; the reply is for the client.  Raises nothing that is not a bug."""
         try:
-            try:
-                profile = self._files.profile()
-            except MissingConfig:
-                if not self._house.pass_through:
-                    raise
-                return self._pass_through(envelope, content, session_id)
-            self._warn_of_unused(profile.config)
-            fields, body_start = parsed_header(content)
-            if body_start > HEADER_LIMIT_OCTETS:
-                return replies.HEADER_TOO_BIG
-            if sum(field.name == b"received" for field in fields) > HOP_LIMIT:
-                return replies.TOO_MANY_HOPS
-            recipients = [recipient.encode() for recipient in envelope.recipients]
-            tagged = tag_message(profile, fields, recipients, self._stamp(profile, envelope))
-            return self._hand_over(tagged, content, body_start, envelope, profile, session_id)
+            return self.deliver(envelope, content, session_id)
         except MissingConfig as error:
             log.error("s=%s refused: %s", session_id, error)
             return _NO_CONFIG
@@ -118,38 +122,59 @@ class Outbound:
             log.error("s=%s deferred: %s", session_id, error)
             brief = error.brief(os.path.join(self._owner.home, ".tmda"))
             return Reply(451, "3.5", (printable(f"Error in your TMDA files: {brief}", 180),))
+        except MessageError as error:
+            log.warning("s=%s refused: %s", session_id, printable(str(error)))
+            return Reply(554, "6.0", (printable(f"Error in your message: {error}", 180),))
 
-    def _warn_of_unused(self, config: Config) -> None:
-        if config.unused != self._warned:
-            self._warned = config.unused
-            for name in config.unused:
-                log.warning("%s: %s is not built yet and has no effect", config.origin, name)
+    def deliver(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
+        """Tag and hand over.  Raises UserFileError, MessageError; then nothing has been sent."""
+        try:
+            profile = self._files.profile()
+        except MissingConfig:
+            if not self._house.pass_through:
+                raise
+            return self._pass_through(envelope, content, session_id)
+        fields, body_start = parsed_header(content)
+        if body_start > HEADER_LIMIT_OCTETS:
+            return replies.HEADER_TOO_BIG
+        if sum(one.name == b"received" for one in fields) > HOP_LIMIT:
+            return replies.TOO_MANY_HOPS
+        job = _Job(envelope, content, session_id, fields, body_start)
+        return self._tag_and_hand_over(job, profile)
 
-    def _stamp(self, profile: Profile, envelope: Envelope) -> Stamp:
-        now = time.time()
-        date = rfc5322_date(now)
-        style = profile.config.received or self._house.received
-        unique = f"{os.getpid()}.{next(self._numbers):x}"
-        return Stamp(
-            now=now,
-            date=date.encode(),
-            received=received_value(style, envelope, self._house.host_name, date),
-            message_id=f"<{int(now)}.{unique}.TMDA@{self._house.host_name}>".encode(),
-            agent=_AGENT,
-        )
+    def _tag_and_hand_over(self, job: _Job, profile: Profile) -> Reply:
+        """Raises UserFileError, MessageError."""
+        stamp = self._stamps.stamp(profile.config, job.envelope)
+        try:
+            tagged = self._tag(job, profile, stamp)
+        except UserFileError:
+            database = profile.library.database
+            if database is None or not database.broken:
+                raise
+            # The connection may have been old: the configuration opens another, once.
+            profile = self._files.profile()
+            tagged = self._tag(job, profile, stamp)
+        self._errands.append_recipients(tagged, profile)
+        return self._hand_over(tagged, job, profile, stamp)
 
-    def _hand_over(
-        self,
-        tagged: list[Tagged],
-        content: Content,
-        body_start: int,
-        envelope: Envelope,
-        profile: Profile,
-        session_id: str,
-    ) -> Reply:
-        transport = self._transport(profile.config, envelope.peer.local_address)
+    def _tag(self, job: _Job, profile: Profile, stamp: Stamp) -> list[Tagged]:
+        recipients = [recipient.encode() for recipient in job.envelope.recipients]
+        message = Message(job.fields, recipients, job.body)
+        shell = self._errands.shell(self._environment(job.envelope.peer.local_address))
+        return tag_message(profile, message, stamp, Outside(profile.library.reading(), shell))
+
+    def _hand_over(self, tagged: list[Tagged], job: _Job, profile: Profile, stamp: Stamp) -> Reply:
+        config = profile.config
+        transport = self._transport(config, job.envelope.peer.local_address)
         copies = [
-            Copy(t.sender, t.recipients, t.header, content, body_start, envelope.eight_bit)
+            Copy(
+                t.sender,
+                t.recipients,
+                t.header,
+                job.content,
+                job.body_start,
+                job.envelope.eight_bit,
+            )
             for t in tagged
         ]
         sent, said = 0, ""
@@ -158,11 +183,16 @@ class Outbound:
                 transport.offer(copies)
             for copy in copies:
                 said = transport.send(copy)
-                self._tell(tagged[sent], transport, said, session_id)
+                self._tell(tagged[sent], transport, said, job.session_id)
                 sent += 1
         except HandOffFailed as error:
-            log.warning("s=%s hand-off to %s failed: %s", session_id, transport, error)
-            return self._failed(error.reply, copies, sent, session_id)
+            log.warning("s=%s hand-off to %s failed: %s", job.session_id, transport, error)
+            return self._failed(error.reply, copies, sent, job.session_id)
+        finally:
+            if sent and config.logfile_outgoing:
+                size = outlog.submitted_size(job.fields, sum(len(piece) for piece in job.body()))
+                recipients = [recipient.encode() for recipient in job.envelope.recipients]
+                self._errands.write_log(tagged[:sent], recipients, config, stamp.date, size)
         return Reply(250, "0.0", (f"Ok: {printable(_OWN_WORDS.sub('', said)) or 'sent'}",))
 
     def _failed(self, reply: Reply, copies: list[Copy], sent: int, session_id: str) -> Reply:
@@ -244,13 +274,10 @@ class Outbound:
         return SmtpTransport(hop, self._house.pool)
 
     def _sendmail(self, config: Config, local_address: str) -> Transport:
-        program = config.sendmail_program
-        if not program:
-            program = next((path for path in PROGRAMS if os.path.exists(path)), PROGRAMS[0])
         return SendmailTransport(
-            program,
+            sendmail_program(config.sendmail_program),
             null_sender="" if config.mail_transfer_agent in ("postfix", "qmail") else "<>",
-            environment=self._environment(local_address),
+            environment={**self._environment(local_address), **self._owner.variables},
             timeout=self._house.limits.dot_timeout,
         )
 
@@ -265,38 +292,3 @@ class Outbound:
             "USER": login,
         }
         return variables | ({"TCPLOCALIP": local_address} if local_address else {})
-
-
-def parsed_header(content: Content) -> tuple[list[Field], int]:
-    """The fields of a message, their dots no longer stuffed, and where its body begins.
-
-    The place is one in wire form, found by counting lines: a client need not have stuffed the
-    dots that were taken away.  It is beyond HEADER_LIMIT_OCTETS if the header does not end there.
-    """
-    wire = content.head(HEADER_LIMIT_OCTETS + 1)
-    end = 0 if wire.startswith(b"\r\n") else wire.find(b"\r\n\r\n") + 2
-    if end >= 2:
-        wire = wire[: end + 2]
-    text = unstuffed(wire)
-    fields, start = header.parse(text)
-    if content.size_octets > len(wire) > HEADER_LIMIT_OCTETS and b"\r\n" not in text[start:]:
-        return fields, HEADER_LIMIT_OCTETS + 1
-    if len(text) == len(wire):
-        return fields, start
-    body_start = 0
-    for _ in range(text.count(b"\r\n", 0, start)):
-        body_start = wire.index(b"\r\n", body_start) + 2
-    return fields, body_start
-
-
-def received_value(style: str, envelope: Envelope, host_name: str, date: str) -> bytes | None:
-    """The trace field (RFC 5321 section 4.4), in the manner of the original.
-
-    "private" tells neither address nor name of the client, "none" leaves the field out.
-    """
-    if style == "none":
-        return None
-    client = "from [127.0.0.1]"
-    if style != "private":
-        client = f"from {_NOT_IN_A_NAME.sub('?', envelope.helo) or 'unknown'} ({envelope.peer})"
-    return f"{client} by {host_name} (tofmipd) with {envelope.protocol}; {date}".encode()

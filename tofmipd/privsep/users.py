@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -60,6 +60,7 @@ def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> H
         pool,
         observer,
         settings.scripts.pass_through,
+        script_timeout=settings.programs.script_timeout,
     )
 
 
@@ -90,7 +91,8 @@ def user_of(
     path = settings.user_config
     if settings.configdir:
         path = f"{settings.configdir}/{user.login}/config"
-    return _outbound(settings, place, user, path, user.home, "python", loading)
+    # A worker has nothing in it but what is the user's, and a personal daemon is his own.
+    return _outbound(settings, place, user, path, user.home, os.environ, "python", loading)
 
 
 def _outbound(
@@ -99,12 +101,13 @@ def _outbound(
     user: User,
     path: str,
     home: str,
+    variables: Mapping[str, str],
     form: Literal["python", "literal"],
     loading: Loading,
 ) -> Outbound:
     files = UserFiles(
         path,
-        Surroundings(home, user.login, user.full_name, settings.host_name),
+        Surroundings(home, user.login, user.full_name, settings.host_name, variables=variables),
         site_path=settings.site_config or None,
         form=form,
         required=True,
@@ -155,12 +158,26 @@ class VirtualUser:
             if home not in self._outbounds:
                 path = f"{home}/.tmda/config"
                 loading = self._loading
+                variables: Mapping[str, str] = self._variables(home)
                 if self._form == "python":
                     loading = functools.partial(self._with_environment, home)
+                    variables = os.environ
                 self._outbounds[home] = _outbound(
-                    self._settings, self._place, self._user, path, home, self._form, loading
+                    self._settings,
+                    self._place,
+                    self._user,
+                    path,
+                    home,
+                    variables,
+                    self._form,
+                    loading,
                 )
             return self._outbounds[home]
+
+    def _variables(self, home: str) -> dict[str, str]:
+        """What a virtual user's files find in the environment (row TO-85)."""
+        domain = self._user.login.partition("@")[2]
+        return {"HOME": home, "VUSERDIR": home, "VDOMAIN": domain}
 
     @contextlib.contextmanager
     def _with_environment(self, home: str) -> Iterator[None]:
@@ -169,8 +186,7 @@ class VirtualUser:
 
         The environment is that of the whole process, which serves this login alone.
         """
-        domain = self._user.login.partition("@")[2]
         with self._one_home_at_a_time:
-            os.environ.update(HOME=home, VUSERDIR=home, VDOMAIN=domain)
+            os.environ.update(self._variables(home))
             with self._loading():
                 yield

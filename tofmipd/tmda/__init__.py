@@ -1,5 +1,6 @@
-"""What happens to a message: the outgoing side of TMDA, as a library.
+"""What TMDA does to outgoing mail, as a library; docs/library.md has an example.
 
-Everything works on octets and settings alone; nothing here knows of sockets, of SMTP or of
-processes.  `userfiles` and `config` read files, all else is pure.
+``userfiles.UserFiles`` reads a user's files into a ``profile.Profile``, ``header.parse`` a message
+into fields, ``inject.tag_message`` makes the copies.  ``cookies`` makes and checks addresses.
+Nothing here knows of SMTP or of processes.
 """

@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tofmipd.tmda import cookies
 from tofmipd.tmda.cookies import TagSettings
@@ -23,6 +24,19 @@ class Option(enum.Enum):
     REQUIRED = "required"
 
 
+class Shell(Protocol):
+    """Runs the command of a ``shell=`` action."""
+
+    def __call__(self, command: str, recipient: bytes) -> bytes:
+        """What the command prints, without its last newline.  Raises TagError."""
+        ...
+
+
+def no_shell(command: str, recipient: bytes) -> bytes:
+    """The shell of those who may run no commands here."""
+    raise TagError("'shell' is not allowed here")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What an action may look at: one recipient of one message."""
@@ -31,6 +45,7 @@ class Context:
     address: bytes
     recipient: bytes
     now: float
+    shell: Shell = no_shell
 
 
 Make = Callable[[Context, bytes], bytes]
@@ -49,6 +64,11 @@ class Action:
     @property
     def literal(self) -> bool:
         return not self.name
+
+    @property
+    def appends(self) -> bool:
+        """Whether the recipient is to be put on a list (``bare=append``, in any case)."""
+        return self.option is not None and self.name == "bare" and self.option.lower() == b"append"
 
     def __str__(self) -> str:
         """As the log and `inject -M` show it (reference, section 4.10)."""
@@ -97,6 +117,15 @@ def _explicit(context: Context, option: bytes) -> bytes:
     return option
 
 
+def _shell(context: Context, option: bytes) -> bytes:
+    command = option.decode("utf-8", "surrogateescape")
+    return context.shell(command, context.recipient)
+
+
+def _python(context: Context, option: bytes) -> bytes:
+    raise TagError("'python' is not run here; use shell=COMMAND, which may call any program")
+
+
 TABLE = {
     "bare": Row(Option.OPTIONAL, _bare),
     "dated": Row(Option.OPTIONAL, _dated),
@@ -109,12 +138,18 @@ TABLE = {
     "extension": Row(Option.REQUIRED, _extension),
     "kw": Row(Option.REQUIRED, _keyword),
     "keyword": Row(Option.REQUIRED, _keyword),
+    "shell": Row(Option.REQUIRED, _shell),
+    "python": Row(Option.REQUIRED, _python),
 }
+
+# What a message cannot ask for: its subject, or all of it, may be a stranger's text.
+FOR_FILTERS_ONLY = frozenset({"shell", "python"})
+# What these make is a value as it stands, not an address to stand beside a name.
+VERBATIM = FOR_FILTERS_ONLY
 
 # Stands for the setting ACTION_OUTGOING; resolved when the message is tagged.
 DEFAULT = "default"
 
-_NOT_BUILT_YET = frozenset({"shell", "python"})
 _INCOMING = frozenset(
     ("drop", "exit", "stop", "hold", "confirm", "bounce", "reject", "deliver", "ok", "accept")
 )
@@ -143,7 +178,7 @@ def parse_value(text: str, *, address: bool) -> Action:
     if address and name not in TABLE and name.lower() in _INCOMING.union(TABLE, (DEFAULT,)):
         return _checked(name, (match and match[2]) or None)
     row = TABLE.get(name)
-    if match is None or not (row or name in _NOT_BUILT_YET or text == DEFAULT):
+    if match is None or not (row or text == DEFAULT):
         return Action("", text.encode("utf-8", "surrogateescape"))
     if row is None or row.option is Option.REQUIRED:
         written_together = match[2] and text.startswith(name + "=" + match[2])
@@ -153,8 +188,6 @@ def parse_value(text: str, *, address: bool) -> Action:
 
 
 def _checked(name: str, option: str | None) -> Action:
-    if name in _NOT_BUILT_YET:
-        raise TagError(f"the action {name!r} is not built yet")
     if name.lower() in _INCOMING:
         raise TagError(f"the action {name!r} is for incoming mail only")
     if name != DEFAULT and name not in TABLE:
@@ -168,8 +201,6 @@ def _checked(name: str, option: str | None) -> Action:
         raise TagError(f"the action {name!r} takes no option")
     if wanted is Option.REQUIRED and option is None:
         raise TagError(f"the action {name!r} needs an option: {name}=...")
-    if name == "bare" and (option or "").lower() == "append":
-        raise TagError("bare=append is not built yet: write 'bare'")
     return Action(name, None if option is None else option.encode("utf-8", "surrogateescape"))
 
 

@@ -21,7 +21,8 @@ class Surroundings:
     """What a configuration may ask about the person and the machine.
 
     ``environment`` holds the variables that may replace defaults (reference, section 3.3); the
-    daemon gives none, for its own environment is nobody's.
+    daemon gives none, for its own environment is nobody's.  ``variables`` is what ``${NAME}`` in
+    a filter may stand for beside settings.
     """
 
     home: str
@@ -29,12 +30,7 @@ class Surroundings:
     full_name: str
     host_name: str
     environment: Mapping[str, str] = field(default_factory=dict)
-
-    def expand(self, path: str) -> str:
-        """``~`` at the beginning is the home directory, whatever HOME says."""
-        if path == "~" or path.startswith("~/"):
-            return self.home + path[1:]
-        return path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def variable(self, *names: str) -> str:
         """The first of these environment variables that is not empty, or ""."""
@@ -50,25 +46,30 @@ def setting(convert: Callable[[object], Any], default: object, *, path: bool = F
 class Config:
     """The settings that influence outgoing mail (reference, section 3.3).
 
-    Names are those of the file in lower case.  ``origin`` is the file, for messages; ``unused``
-    names settings that were given but are not built yet; ``lines`` has the line of each setting
-    that the file assigns.
+    Names are those of the file in lower case.  ``origin`` is the file, for messages; ``lines``
+    has the line of each setting that the file assigns; ``names`` is all that it assigns.
     """
 
     origin: str
-    unused: tuple[str, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict, compare=False)
+    names: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     action_outgoing: Action = setting(values.to_action, Action("dated"))
     added_headers_client: tuple[tuple[str, str], ...] = setting(values.to_headers, ())
     allow_mode_640: bool = setting(values.to_flag, False)
+    bare_append: str = setting(values.to_text, "", path=True)
     crypt_key_file: str = setting(values.to_text, "", path=True)
     datadir: str = setting(values.to_text, "~/.tmda", path=True)
     dated_timeout: str = setting(values.to_text, "5d")
+    db_bare_append: str = setting(values.to_text, "")
+    db_connection: Any = setting(values.to_connection, None)
     filter_outgoing: str = setting(values.to_text, "", path=True)
+    fingerprint: tuple[str, ...] = setting(values.to_texts, ())
     fullname: str = setting(values.to_text, "")
     hmac_bytes: int = setting(values.to_number, 3)
     hostname: str = setting(values.to_part, "")
+    logfile_outgoing: str = setting(values.to_text, "", path=True)
+    mail_followup_to: str | tuple[str, ...] = setting(values.to_text_or_texts, "", path=True)
     mail_transfer_agent: str = setting(values.to_text, "qmail")
     mail_transport: str = setting(values.to_one_of("sendmail", "smtp"), "sendmail")
     message_from_style: str = setting(values.to_text, "angles")
@@ -91,22 +92,27 @@ class Config:
     tags_sender: tuple[str, ...] = setting(values.to_tags, ("sender",))
     tmdainject: str = setting(values.to_text, "")
     username: str = setting(values.to_part, "")
+    x_tmda_in_subject: bool = setting(values.to_flag, False)
 
     def __repr__(self) -> str:
         """Without values: one of them is a password."""
         return f"Config({self.origin!r})"
 
+    def text(self, name: str) -> str | None:
+        """A setting, or another name that the configuration assigns, as a filter has it by
+        ``${NAME}``; None where it is empty or unknown.  Raises TypeError if it is no text.
+        """
+        item = SETTINGS.get(name)
+        value = getattr(self, item.name) if item is not None else self.names.get(name)
+        value = values.plain(value)
+        if isinstance(value, bool) or not isinstance(value, str | bytes | int | Action):
+            if value:
+                raise TypeError("not a text")
+            return None
+        return values.to_text(value) if isinstance(value, bytes) else str(value) or None
+
 
 SETTINGS = {f.name.upper(): f for f in dataclasses.fields(Config) if "convert" in f.metadata}
-_NOT_BUILT_YET = (
-    "BARE_APPEND",
-    "DB_BARE_APPEND",
-    "DB_CONNECTION",
-    "FINGERPRINT",
-    "LOGFILE_OUTGOING",
-    "MAIL_FOLLOWUP_TO",
-    "X_TMDA_IN_SUBJECT",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +124,16 @@ class SourceFile:
 
 
 def build(
-    names: Mapping[str, Any], surroundings: Surroundings, own: SourceFile, *others: SourceFile
+    names: Mapping[str, Any],
+    surroundings: Surroundings,
+    own: SourceFile,
+    *others: SourceFile,
+    expand: Callable[[str], str] = lambda path: path,
 ) -> Config:
     """Check the values that configurations left in ``names`` and fill in the defaults.
 
-    ``own`` is the user's file, ``others`` what was read before it.  Raises ConfigError for the
-    first wrong value.
+    ``own`` is the user's file, ``others`` what was read before it; ``expand`` makes a path
+    absolute.  Raises ConfigError for the first wrong value.
     """
     given: dict[str, Any] = {}
     for name, item in SETTINGS.items():
@@ -134,17 +144,16 @@ def build(
             given[item.name] = values.converted(value, item.metadata["convert"])
         except TypeError as error:
             value = values.plain(value)
-            shown = "that" if "PASSWORD" in name else repr(value)[:60]
+            shown = "that" if "PASSWORD" in name or name == "DB_CONNECTION" else repr(value)[:60]
             problem = f"{name} must be {error}, not {shown}"
             for file in (own, *others, own):
                 line = line_of(name, file.octets)
                 if line:
                     break
             raise ConfigError(file.path, line, problem) from None
-    unused = tuple(name for name in _NOT_BUILT_YET if values.plain(names.get(name)))
     lines = {name: line_of(name, own.octets) for name in SETTINGS if names.get(name)}
-    config = Config(origin=own.path, unused=unused, lines=lines, **given)
-    return _with_defaults(config, surroundings)
+    config = Config(origin=own.path, lines=lines, names=names, **given)
+    return _with_defaults(config, surroundings, expand)
 
 
 def line_of(name: str, source: bytes) -> int:
@@ -155,10 +164,10 @@ def line_of(name: str, source: bytes) -> int:
     return last
 
 
-def _with_defaults(config: Config, around: Surroundings) -> Config:
+def _with_defaults(config: Config, around: Surroundings, expand: Callable[[str], str]) -> Config:
     """The defaults that depend on the person, the machine or other settings."""
     changes: dict[str, Any] = {}
-    datadir = around.expand(config.datadir)
+    datadir = expand(config.datadir)
     changes["crypt_key_file"] = config.crypt_key_file or f"{datadir}/crypt_key"
     changes["filter_outgoing"] = config.filter_outgoing or f"{datadir}/filters/outgoing"
     changes["fullname"] = (
@@ -174,8 +183,9 @@ def _with_defaults(config: Config, around: Surroundings) -> Config:
         or around.variable("TMDAUSER", "QMAILUSER", "USER", "LOGNAME")
         or around.login.partition("@")[0]
     )
-    for name, item in SETTINGS.items():
+    for item in SETTINGS.values():
         if item.metadata["path"]:
-            key = name.lower()
-            changes[key] = around.expand(changes.get(key) or getattr(config, key))
+            value = changes.get(item.name) or getattr(config, item.name)
+            if isinstance(value, str):
+                changes[item.name] = expand(value)
     return dataclasses.replace(config, **changes)

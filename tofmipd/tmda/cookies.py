@@ -144,8 +144,14 @@ def confirm_address(settings: TagSettings, address: bytes, *data: bytes) -> byte
 
 def fingerprint(settings: TagSettings, values: Iterable[bytes]) -> bytes:
     """27 characters of base64 over all values (reference 1.6)."""
-    digest = hmac.digest(settings.key, b"".join(values), hashlib.sha1)
-    return base64.b64encode(digest).rstrip(b"=")
+    digest = hmac.new(settings.key, digestmod=hashlib.sha1)
+    for value in values:
+        digest.update(value)
+    return as_fingerprint(digest)
+
+
+def as_fingerprint(digest: hmac.HMAC) -> bytes:
+    return base64.b64encode(digest.digest()).rstrip(b"=")
 
 
 def _kind(settings: TagSettings, word: bytes) -> Kind | None:

@@ -10,24 +10,91 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from tofmipd.tmda.errors import TagError
+
+# RFC 5322 section 2.1.1, both without the CRLF.
+_WANTED_OCTETS = 78
+_LIMIT_OCTETS = 998
+
+_WHITE = b" \t"
+# Before these a line may end: something stands on both sides.
+_BLANKS = re.compile(rb"(?<=[^ \t])[ \t]+(?=[^ \t])")
+
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)(?:\r\n|\Z)")
 
 
 class Field(NamedTuple):
-    """One header field: its name in lower case and its octets with the final CRLF."""
+    """One header field: its name in lower case and its octets with the final CRLF.
+
+    ``made``: we made it, and any folds are ours.
+    """
 
     name: bytes
     octets: bytes
+    made: bool = False
 
     @property
     def value(self) -> bytes:
         """What follows the colon, without white space around it; folds are kept."""
         return self.octets.partition(b":")[2].strip(b" \t\r\n")
 
+    @property
+    def text(self) -> bytes:
+        """The value as programs on this machine have it: without our folds, those of others by
+        LF, white space at the end kept."""
+        first, *others = self.octets.partition(b":")[2].removesuffix(b"\r\n").split(b"\r\n")
+        first = first.lstrip(b" \t")
+        if self.made:
+            return b"".join([first, *others]).lstrip(b" \t")
+        return b"\n".join([first, *others] if first else others)
+
 
 def make_field(name: bytes, value: bytes) -> Field:
-    """A new field; ``value`` must hold no line end but those of folds."""
-    return Field(name.lower(), name + b": " + value + b"\r\n")
+    """A new field; ``value`` has no line end.
+
+    It is folded at blanks after 78 characters where that can be done (RFC 5322 section 2.2.3).
+    Raises TagError if a line would be longer than 998 octets.
+    """
+    line = name + b": " + value
+    if len(line) > _WANTED_OCTETS:
+        line = _folded(line)
+    return Field(name.lower(), line + b"\r\n", made=True)
+
+
+def _folded(line: bytes) -> bytes:
+    """The line with line ends before some of its blanks, none of which goes lost."""
+    lines = []
+    # The name and its colon stay with the first word.
+    start, earliest = 0, line.index(b":") + 2
+    while len(line) - start > _WANTED_OCTETS:
+        end = start + _WANTED_OCTETS
+        at = line.rfind(b" ", earliest, end + 1)
+        if at < 0 or line[at - 1] in _WHITE or line[at + 1 : at + 2] in (b" ", b"\t", b""):
+            at = _blank_near(line, earliest, end)
+        if at < 0:
+            break
+        lines.append(line[start:at])
+        start, earliest = at, at + 1
+    lines.append(line[start:])
+    if len(lines[0]) > _LIMIT_OCTETS:
+        colon = line.index(b":") + 1
+        lines[:1] = [lines[0][:colon], lines[0][colon:]]
+    if any(len(part) > _LIMIT_OCTETS for part in lines):
+        name = line.partition(b":")[0].decode("utf-8", "replace")
+        raise TagError(f"{name} would have a line of more than {_LIMIT_OCTETS} octets")
+    return b"\r\n".join(lines)
+
+
+def _blank_near(line: bytes, earliest: int, end: int) -> int:
+    """The last place up to ``end`` where a line may end, else the first one after it, else -1."""
+    last = -1
+    for blank in _BLANKS.finditer(line, earliest):
+        if blank.start() > end and last >= 0:
+            break
+        last = blank.start()
+        if last > end:
+            break
+    return last
 
 
 def parse(head: bytes) -> tuple[list[Field], int]:

@@ -6,18 +6,31 @@ copy is made from the submitted header, never from another copy.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from tofmipd.tmda import header
-from tofmipd.tmda.actions import DEFAULT, Action, Context, make_address
+from tofmipd.tmda import fingerprint, followup, header
+from tofmipd.tmda.actions import (
+    DEFAULT,
+    VERBATIM,
+    Action,
+    Context,
+    Shell,
+    make_address,
+    no_shell,
+)
 from tofmipd.tmda.config import Config
-from tofmipd.tmda.errors import ConfigError, FilterError, SettingError, TagError
+from tofmipd.tmda.errors import ConfigError, FilterError, MessageError, SettingError, TagError
 from tofmipd.tmda.filter import ADDRESS_HEADERS, Actions
+from tofmipd.tmda.fingerprint import Body, Fingerprints
 from tofmipd.tmda.header import Field
 from tofmipd.tmda.mailbox import Mailbox, first_mailbox, format_mailbox, mailboxes
+from tofmipd.tmda.override import Override, take_override
 from tofmipd.tmda.profile import Profile
+from tofmipd.tmda.sources import Lists
 
 _NULL_SENDER = b"<>"
 _ALWAYS_PURGED = frozenset({b"bcc", b"resent-bcc"})
@@ -45,13 +58,34 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """What has been submitted.  ``body`` gives it as programs on this machine have it."""
+
+    fields: list[Field]
+    recipients: Sequence[bytes]
+    body: Body = lambda: ()
+
+
+class Outside(NamedTuple):
+    """What rules may ask for beside the user's files: lists, and commands."""
+
+    lists: Lists
+    shell: Shell = no_shell
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What was done for one recipient; ``rule`` is the text of the rule that decided."""
+    """What was done for one recipient.
+
+    ``rule`` is the text of the rule that decided; ``appends``: the recipient is to be put on the
+    lists of BARE_APPEND and DB_BARE_APPEND before the copy is handed over.
+    """
 
     recipient: bytes
     rule: str
     sender_before: bytes
     sender_after: bytes
+    appends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,42 +97,55 @@ class Tagged:
 
     sender: bytes
     recipients: tuple[bytes, ...]
-    header: bytes
+    fields: list[Field]
     reports: tuple[Report, ...]
+
+    @property
+    def header(self) -> bytes:
+        return header.render(self.fields)
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What the filter made for one recipient; equal choices share a copy."""
+    """What the filter made for one recipient; equal choices share a copy.
+
+    ``address`` is for From or Resent-From, ``followup`` for Mail-Followup-To.
+    """
 
     sender: bytes
     address: bytes
+    followup: bytes
     customs: tuple[Field, ...]
 
 
-def tag_message(
-    profile: Profile, fields: list[Field], recipients: Sequence[bytes], stamp: Stamp
-) -> list[Tagged]:
-    """The copies of a message with header ``fields`` for ``recipients``, in their order.
+def tag_message(profile: Profile, message: Message, stamp: Stamp, outside: Outside) -> list[Tagged]:
+    """The copies of a message for its recipients, in their order.
 
-    Raises FilterError or ConfigError when an action cannot be carried out; then no copy is made.
+    Raises FilterError or ConfigError when an action cannot be carried out, MessageError when the
+    message asks for what it cannot have; then no copy is made.
     """
-    own, resending = _own_mailbox(profile.config, fields)
+    config = profile.config
+    override, fields = take_override(message.fields, in_subject=config.x_tmda_in_subject)
+    own, resending = _own_mailbox(config, fields)
+    tagger = _Tagger(profile, own, resending, override, stamp.now, outside)
     groups: dict[_Choice, list[Report]] = {}
-    for recipient in recipients:
-        choice, rule = _choose(profile, own, recipient, stamp.now, resending)
-        report = Report(recipient, rule, own.address, choice.address)
+    for recipient in message.recipients:
+        choice, report = tagger.choose(recipient)
         groups.setdefault(choice, []).append(report)
-    base = _stamped(profile.config, fields, stamp)
-    return [
-        Tagged(
-            choice.sender,
-            tuple(report.recipient for report in reports),
-            header.render(_copy_fields(profile.config, base, own, choice, resending)),
-            tuple(reports),
-        )
-        for choice, reports in groups.items()
-    ]
+    fingerprints = Fingerprints(profile.tags, config.fingerprint, message.body)
+    try:
+        base = _stamped(profile, fields, stamp)
+        return [
+            Tagged(
+                choice.sender,
+                tuple(report.recipient for report in reports),
+                _copy_fields(config, base, own, choice, resending, fingerprints),
+                tuple(reports),
+            )
+            for choice, reports in groups.items()
+        ]
+    except TagError as error:
+        raise MessageError("Header", str(error)) from None
 
 
 def header_recipients(fields: list[Field]) -> list[bytes]:
@@ -110,7 +157,7 @@ def header_recipients(fields: list[Field]) -> list[bytes]:
         mailbox.address
         for name in names
         for value in header.values(fields, name)
-        for mailbox in mailboxes(value)
+        for mailbox in mailboxes(header.unfold(value))
         if mailbox.address
     ]
 
@@ -133,82 +180,132 @@ def _own_mailbox(config: Config, fields: list[Field]) -> tuple[Mailbox, bool]:
     return Mailbox(name, address, header.unfold(mailbox.rest)), resending
 
 
-def _choose(
-    profile: Profile, own: Mailbox, recipient: bytes, now: float, resending: bool
-) -> tuple[_Choice, str]:
-    """Apply the filter for one recipient (5.5); with it the text of the rule for the log."""
-    match = profile.filter.find(recipient, own.address)
-    default = profile.config.action_outgoing
-    if match is None:
-        actions: Actions = (("from", default),)
-        rule = f"action_outgoing ({default})"
-    else:
-        actions, rule = match.actions, match.rule.text
-    context = Context(profile.tags, own.address, recipient, now)
-    try:
-        return _carry_out(profile.config, dict(actions), context, own, resending), rule
-    except SettingError as error:
-        line = profile.config.lines.get(error.name, 0)
-        raise ConfigError(profile.config.origin, line, str(error)) from None
-    except TagError as error:
-        if match is None:
-            line = profile.config.lines.get("ACTION_OUTGOING", 0)
-            raise ConfigError(profile.config.origin, line, f"{default}: {error}") from None
-        raise FilterError(profile.filter.path, match.rule.line, str(error)) from None
+def own_address(config: Config, fields: list[Field]) -> bytes:
+    """The sender's own address: what ``from`` rules look at."""
+    return _own_mailbox(config, fields)[0].address
 
 
-def _carry_out(
-    config: Config, actions: dict[str, Action], context: Context, own: Mailbox, resending: bool
-) -> _Choice:
-    address = own.address
-    if "from" in actions:
-        address = _value(config, actions["from"], context)
-    sender = address
-    for name in ADDRESS_HEADERS & actions.keys():
-        if actions[name].literal and b"@" not in (actions[name].option or b""):
-            raise TagError(f"{actions[name]} is neither an action nor an address")
-    envelope = actions.get("envelope")
-    if envelope is not None and not envelope.literal:
-        sender = _value(config, envelope, context)
-    resent = actions.get("resent-from")
-    if resending and resent is not None and not resent.literal:
-        address = _value(config, resent, context)
-    customs = tuple(
-        header.make_field(
-            header.capitalised(name), _custom(config, actions[_text(name)], context, own)
+class _Tagger:
+    """Chooses for the recipients of one message (5.5)."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        own: Mailbox,
+        resending: bool,
+        override: Override | None,
+        now: float,
+        outside: Outside,
+    ) -> None:
+        self._profile = profile
+        self._own = own
+        self._resending = resending
+        self._override = override
+        self._now = now
+        self._outside = outside
+
+    def choose(self, recipient: bytes) -> tuple[_Choice, Report]:
+        """Raises FilterError, ConfigError, MessageError."""
+        actions, rule, blame = self._actions(recipient)
+        context = Context(
+            self._profile.tags, self._own.address, recipient, self._now, self._outside.shell
         )
-        for name in sorted(_octets(key) for key in actions if key not in ADDRESS_HEADERS)
-    )
-    if sender != _NULL_SENDER and not SENDER.fullmatch(sender):
-        raise TagError(f"{_text(sender)!r} is no address that mail can be sent from")
-    return _Choice(b"" if sender == _NULL_SENDER else sender, address, customs)
+        config = self._profile.config
+        try:
+            choice = self._carry_out(dict(actions), context)
+        except SettingError as error:
+            line = config.lines.get(error.name, 0)
+            raise ConfigError(config.origin, line, str(error)) from None
+        except TagError as error:
+            raise blame(str(error)) from None
+        appends = any(self._resolved(action).appends for _, action in actions)
+        report = Report(recipient, rule, self._own.address, choice.address, appends)
+        return choice, report
+
+    def _actions(self, recipient: bytes) -> tuple[Actions, str, Callable[[str], Exception]]:
+        """What to do, the rule for the log, and whose fault it is if that cannot be done."""
+        config, override = self._profile.config, self._override
+        if override is not None and override.action is not None:
+            fault = self._message_fault
+            if override.action.name == DEFAULT:
+                fault = self._default_fault
+            return (("from", override.action),), override.text, fault
+        match = None
+        if override is None:
+            match = self._profile.filter.find(recipient, self._own.address, self._outside.lists)
+        if match is None:
+            default = config.action_outgoing
+            return (("from", default),), f"action_outgoing ({default})", self._default_fault
+        place = match.rule.place
+        return match.actions, match.text, functools.partial(FilterError, place.path, place.line)
+
+    def _message_fault(self, problem: str) -> Exception:
+        return MessageError("X-TMDA", problem)
+
+    def _default_fault(self, problem: str) -> Exception:
+        config = self._profile.config
+        line = config.lines.get("ACTION_OUTGOING", 0)
+        return ConfigError(config.origin, line, f"{config.action_outgoing}: {problem}")
+
+    def _resolved(self, action: Action) -> Action:
+        return self._profile.config.action_outgoing if action.name == DEFAULT else action
+
+    def _carry_out(self, actions: dict[str, Action], context: Context) -> _Choice:
+        """Raises TagError."""
+        address = self._own.address
+        if "from" in actions:
+            address = self._address(actions["from"], context)
+        sender = answers = address
+        for name in ADDRESS_HEADERS & actions.keys():
+            if actions[name].literal and b"@" not in (actions[name].option or b""):
+                raise TagError(f"{actions[name]} is neither an action nor an address")
+        envelope = actions.get("envelope")
+        if envelope is not None and not envelope.literal:
+            sender = self._address(envelope, context)
+        resent = actions.get("resent-from")
+        if self._resending and resent is not None and not resent.literal:
+            address = self._address(resent, context)
+        customs = tuple(
+            header.make_field(header.capitalised(name), self._text(actions[_text(name)], context))
+            for name in sorted(
+                (_octets(key) for key in actions if key not in ADDRESS_HEADERS),
+                key=header.capitalised,
+            )
+        )
+        if sender != _NULL_SENDER and not SENDER.fullmatch(sender):
+            raise TagError(f"{_text(sender)!r} is no address that mail can be sent from")
+        sender = b"" if sender == _NULL_SENDER else sender
+        return _Choice(sender, address, answers, customs)
+
+    def _address(self, action: Action, context: Context) -> bytes:
+        """The address that an action, or a text, stands for.  Raises TagError."""
+        action = self._resolved(action)
+        value = action.option or b"" if action.literal else make_address(action, context)
+        if _CONTROL.search(value):
+            raise TagError(f"{action} makes a value with control characters")
+        return value
+
+    def _text(self, action: Action, context: Context) -> bytes:
+        """The value of a field of that action (5.8).  Raises TagError."""
+        action = self._resolved(action)
+        if action.name in VERBATIM:
+            # The lines that a command prints are one value.
+            value = b" ".join(make_address(action, context).split(b"\n"))
+            return _CONTROL.sub(b" ", value.replace(b"\r", b" "))
+        value = self._address(action, context)
+        if action.literal:
+            return value
+        style = self._profile.config.message_tag_header_style
+        return format_mailbox(self._own.name, value, style)
 
 
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _value(config: Config, action: Action, context: Context) -> bytes:
-    """The address, or text, that an action stands for.  Raises TagError."""
-    if action.literal:
-        value = action.option or b""
-    else:
-        resolved = config.action_outgoing if action.name == DEFAULT else action
-        value = make_address(resolved, context)
-    if _CONTROL.search(value):
-        raise TagError(f"{action} makes a value with control characters")
-    return value
-
-
-def _custom(config: Config, action: Action, context: Context, own: Mailbox) -> bytes:
-    value = _value(config, action, context)
-    if action.literal:
-        return value
-    return format_mailbox(own.name, value, config.message_tag_header_style)
-
-
-def _stamped(config: Config, fields: list[Field], stamp: Stamp) -> list[Field]:
-    """What is done once per message (5.4)."""
+def _stamped(profile: Profile, fields: list[Field], stamp: Stamp) -> list[Field]:
+    """What is done once per message (5.4).  Raises TagError."""
+    config = profile.config
     names = {field.name for field in fields}
     result = header.without(fields, (b"x-delivery-agent",))
     if b"date" not in names or "d" in config.tmdainject:
@@ -220,17 +317,32 @@ def _stamped(config: Config, fields: list[Field], stamp: Stamp) -> list[Field]:
     result.append(header.make_field(b"X-Delivery-Agent", stamp.agent))
     if stamp.received is not None:
         result.insert(0, header.make_field(b"Received", stamp.received))
+    value = followup.wanted(fields, profile.followup)
+    if value is not None:
+        result.append(header.make_field(followup.NAME, value))
     return result
 
 
 def _copy_fields(
-    config: Config, base: list[Field], own: Mailbox, choice: _Choice, resending: bool
+    config: Config,
+    base: list[Field],
+    own: Mailbox,
+    choice: _Choice,
+    resending: bool,
+    fingerprints: Fingerprints,
 ) -> list[Field]:
-    """The fields of one copy (5.5): sender, added, purged and custom headers, in this order."""
+    """The fields of one copy (5.5): sender, Mail-Followup-To, fingerprint, added, purged and
+    custom headers, in this order.  Raises TagError."""
     name = b"Resent-From" if resending else b"From"
     result = header.without(base, (name.lower(),))
     value = format_mailbox(own.name, choice.address, config.message_from_style)
     result.append(header.make_field(name, value + own.rest))
+    result = followup.tagged(result, own.address, choice.followup)
+    if config.fingerprint:
+        hashed = fingerprints.value(result)
+        result = header.without(result, (fingerprint.NAME.lower(),))
+        if hashed is not None:
+            result.append(header.make_field(fingerprint.NAME, hashed))
     for added, text in config.added_headers_client:
         field = header.make_field(_octets(added), _octets(text))
         result = [*header.without(result, (field.name,)), field]

@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from tofmipd.tmda.config import Config
 from tofmipd.tmda.cookies import TagSettings
 from tofmipd.tmda.filter import Filter
+from tofmipd.tmda.library import Library
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The user's files as they stood when they were last read."""
+    """The user's files as they stood when they were last read.
+
+    ``library`` has the lists that rules name; ``followup`` are the mailing lists of
+    MAIL_FOLLOWUP_TO, in lower case.
+    """
 
     config: Config
     tags: TagSettings
     filter: Filter
+    library: Library
+    followup: frozenset[bytes] = frozenset()
 
 
 def tag_settings(config: Config, key: bytes) -> TagSettings:

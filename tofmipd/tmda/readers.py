@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,33 @@ from tofmipd.tmda.errors import ConfigError
 from tofmipd.tmda.values import TRUTH, IniText
 
 _INI_SECTION = "TMDA_CONFIG"
+
+# What Python 3 says of a line written for Python 2, and what would be right.
+_PYTHON_2 = (
+    (r"Missing parentheses in call to 'print'", "write print(...), not print ..."),
+    (r"Missing parentheses in call to 'exec'", "write exec(...), not exec ..."),
+    (
+        r"multiple exception types must be parenthesized",
+        "write 'except X as e:', not 'except X, e:'",
+    ),
+    (r"leading zeros in decimal integer", "write octal numbers as 0o600, not 0600"),
+    (
+        r"invalid (?:hexa)?decimal literal.*\b(?:[0-9]+|0[xX][0-9A-Fa-f]+)[lL]\b",
+        "write numbers without an L",
+    ),
+    (r"unsupported operand .* >>: 'builtin_function", "write print(..., file=f)"),
+    (r"invalid syntax.*<>", "write != in place of <>"),
+    (r"invalid syntax.*\braise\b", "write 'raise X(\"text\")', not 'raise X, \"text\"'"),
+    (r"invalid syntax.*`", "write repr(x), not `x`"),
+    (r"invalid syntax.*\b[uU][rR]['\"]", "write texts without ur"),
+    (r"inconsistent use of tabs", "indent with blanks only, or with tabs only"),
+    (r"name 'unicode' is not defined", "write str, not unicode"),
+    (r"name '(?:basestring|long|raw_input|xrange|reduce|file|execfile)' is not defined", ""),
+    (r"has no attribute '(?:has_key|iteritems|itervalues|iterkeys)'", ""),
+    (r"module 'string' has no attribute", "use the methods of texts"),
+    (r"module 'os' has no attribute 'getcwdu'", "write os.getcwd()"),
+    (r"No module named '(?:urllib2|ConfigParser|commands|cPickle|StringIO|anydbm|sets|TMDA)", ""),
+)
 
 
 def run_python(source: bytes, path: str, names: dict[str, Any]) -> None:
@@ -39,9 +67,19 @@ def _config_error(source: bytes, path: str, error: BaseException) -> ConfigError
     if isinstance(error, SyntaxError):
         problem = f"syntax error: {error.msg}"
         line = (error.lineno or 0) if error.filename == path else line
-    if b"PASSWORD" in _statement(source, line).upper():
+    statement = _statement(source, line)
+    if b"PASSWORD" in statement.upper():
         problem = f"{type(error).__name__} in a line with a password"
-    return ConfigError(path, line, problem)
+    return ConfigError(path, line, problem + _python_2_hint(f"{error}", statement))
+
+
+def _python_2_hint(said: str, statement: bytes) -> str:
+    """What to do about a line that was good in Python 2, or ""."""
+    text = f"{said} {statement.decode('utf-8', 'replace')}"
+    for pattern, advice in _PYTHON_2:
+        if re.search(pattern, text):
+            return "; written for Python 2" + (f": {advice}" if advice else "")
+    return ""
 
 
 def _statement(source: bytes, line: int) -> bytes:

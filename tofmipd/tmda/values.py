@@ -13,6 +13,7 @@ from typing import Any
 
 from tofmipd.tmda.actions import DEFAULT, Action, parse_action
 from tofmipd.tmda.errors import TagError
+from tofmipd.tmda.header import make_field
 
 # Words for truth that configurations of the original may use without defining them.
 TRUTH = {
@@ -32,6 +33,10 @@ def to_text(value: object) -> str:
         return value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
         raise TypeError("a text in quotes")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise TypeError("a text without halves of surrogate pairs") from None
     return value
 
 
@@ -55,6 +60,22 @@ def to_texts(value: object) -> tuple[str, ...]:
     return tuple(to_text(item) for item in value)
 
 
+def to_text_or_texts(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str | bytes):
+        return to_text(value)
+    try:
+        return to_texts(value)
+    except TypeError:
+        raise TypeError('the name of a file, or a list of texts: ["...", "..."]') from None
+
+
+def to_connection(value: object) -> object:
+    """A connection to a database (PEP 249)."""
+    if not callable(getattr(value, "cursor", None)):
+        raise TypeError("a connection to a database, such as sqlite3.connect() gives")
+    return value
+
+
 def to_tags(value: object) -> tuple[str, ...]:
     words = to_texts(value)
     if not words or not all(words):
@@ -65,7 +86,13 @@ def to_tags(value: object) -> tuple[str, ...]:
 def to_headers(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise TypeError('a table of names and texts: {"Name": "text"}')
-    return tuple(sorted((_header_name(k), _header_value(v)) for k, v in value.items()))
+    pairs = tuple(sorted((_header_name(k), _header_value(v)) for k, v in value.items()))
+    for name, text in pairs:
+        try:
+            make_field(name.encode(), text.encode("utf-8", "surrogateescape"))
+        except TagError as error:
+            raise TypeError(f"a table of texts that can be folded ({error})") from None
+    return pairs
 
 
 def to_part(value: object) -> str:
@@ -146,7 +173,8 @@ def converted(value: object, convert: Callable[[object], Any]) -> Any:
     if not isinstance(value, IniText):
         return convert(value)
     literal = _literal(value)
-    if isinstance(literal, str):
+    listed = convert is to_text_or_texts and isinstance(literal, list | tuple | dict)
+    if isinstance(literal, str) or listed:
         return convert(literal)
     try:
         return convert(str(value))
