@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
-PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd
-PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot
+PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
+    python3-gdbm
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb
 
-.PHONY: help run test unit lint format types check bench peers clean venv-package
+.PHONY: help run test unit lint format types check bench bench-engine peers clean venv-package
 
 help:
 	@echo "make run     try it: tofmipd and a mail server that files mail, all below .demo/"
@@ -18,6 +19,7 @@ help:
 	@echo "make check   lint, format, types and all tests, as CI does"
 	@echo "make format  format the code and sort the imports"
 	@echo "make bench   measure tofmipd beside other programs"
+	@echo "make bench-engine  measure filters, lists and tagging alone"
 	@echo "make clean   remove what the above made"
 
 run: $(VENV)/.package
@@ -45,6 +47,9 @@ check: lint types test
 
 bench: $(VENV)/.tools
 	@$(BIN)/python bench/compare.py --quick
+
+bench-engine: $(VENV)/.tools
+	@$(BIN)/python bench/engine.py --quick
 
 clean:
 	rm -rf $(VENV) .demo bench/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -75,6 +80,7 @@ peers:
 	@for program in $(PEER_PROGRAMS); do \
 	    PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
+	/usr/bin/python3 -c 'import dbm.gnu' 2>/dev/null || missing="$$missing python3-gdbm"; \
 	if test -z "$$missing"; then exit 0; fi; \
 	if test "$$(id -u)" != 0; then \
 	    echo "not installed:$$missing; tests that need them are skipped (sudo apt install $(PEERS))" >&2; \

@@ -88,7 +88,7 @@ def test_the_core_imports_nothing_but_the_standard_library():
 
 
 PURE = ["smtp/*.py", "handoff/replies.py", "auth/credentials.py", "tmda/*.py"]
-READERS = {"userfiles.py", "files.py", "library.py", "database.py"}
+READERS = {"userfiles.py", "files.py", "library.py", "database.py", "dbmfiles.py"}
 IMPURE = {"socket", "select", "threading", "subprocess", "time", "os", "logging", "ssl", "random"}
 
 

@@ -138,12 +138,13 @@ def _close(connection: Any) -> None:
 
 def _parameter_style(connection: Any) -> str:
     """The ``paramstyle`` of the module that a connection comes from."""
-    name = type(connection).__module__
-    while name:
-        style = getattr(sys.modules.get(name), "paramstyle", "")
-        if style:
-            return str(style)
-        name = name.rpartition(".")[0]
+    for kind in type(connection).__mro__:
+        name = kind.__module__
+        while name:
+            style = getattr(sys.modules.get(name), "paramstyle", "")
+            if style:
+                return str(style)
+            name = name.rpartition(".")[0]
     return "pyformat"
 
 
@@ -180,9 +181,9 @@ def in_style(
         # A module that is given no values leaves per cent signs alone.
         return statement.replace("%%", "%"), []
     text = "".join([*pieces, _literally(style, statement[position:])])
-    if style in ("named", "pyformat"):
-        return text, {name: values[name] for name in order}
-    return text, [values[name] for name in order]
+    if style in ("qmark", "numeric", "format"):
+        return text, [values[name] for name in order]
+    return text, {name: values[name] for name in order}
 
 
 def _literally(style: str, text: str) -> str:

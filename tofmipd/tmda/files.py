@@ -7,11 +7,12 @@ import errno
 import fcntl
 import os
 import pwd
+import stat
 import time
 from collections.abc import Iterable, Iterator
 
-# Inode, size, time in ns and mode; None where there is no file.
-Stamp = tuple[int, int, int, int] | None
+# Inode, size, times in ns and mode; None where there is no file.
+Stamp = tuple[int, int, int, int, int] | None
 
 LOCK_SECONDS = 10
 _PAUSE_SECONDS = 0.02
@@ -26,7 +27,8 @@ def stamp(path: str) -> Stamp:
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
+    # The time of change also tells what has been written with the old time put back.
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
 
 
 def reason(error: Exception) -> str:
@@ -110,6 +112,8 @@ class Files:
         """The whole file; None when there is none."""
         try:
             with open(path, "rb", opener=self.open) as file:
+                if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "is a pipe, not a file", path)
                 return file.read()
         except FileNotFoundError:
             return None
@@ -147,12 +151,20 @@ class Files:
         Nobody else who locks it writes meanwhile.  Raises TimeoutError after ten seconds.
         """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
-        descriptor = self.open(path, flags)
-        try:
-            _lock(descriptor)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        locked = False
+        while not locked:
+            descriptor = self.open(path, flags)
+            try:
+                _lock(descriptor)
+                # Who had it locked may have put another file in its place.
+                locked = os.path.samestat(os.fstat(descriptor), os.stat(path))
+                if locked:
+                    yield descriptor
+            except FileNotFoundError:
+                if locked:
+                    raise
+            finally:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

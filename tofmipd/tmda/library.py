@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dbm
-import importlib
 import os
-import shutil
-import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tofmipd.tmda import cdb, mailman
+from tofmipd.tmda import cdb, dbmfiles, mailman
 from tofmipd.tmda.database import Database
 from tofmipd.tmda.errors import TagError
 from tofmipd.tmda.files import Files, Stamp, reason, stamp
 from tofmipd.tmda.lists import Entry, TextList, parse_list, read_rows, row_entry
 from tofmipd.tmda.sources import Found, Question
 
+_BUILDS_LIMIT = 3
 _CRITERIA = "%(criteria)s"
 _RECIPIENT = "%(recipient)s"
 _MAILMAN = {"config.pck": mailman.read_pickle, "config.db": mailman.read_marshal}
@@ -46,11 +44,11 @@ class Library:
         self.database = database
         self.names = names or {}
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, str], tuple[Stamp, Any]] = {}
+        self._kept: dict[tuple[str, str], tuple[tuple[Stamp, Stamp], Any]] = {}
         # Those that nothing names any more go with the library after this one.
         self._earlier = earlier.all_kept() if earlier is not None else {}
 
-    def all_kept(self) -> dict[tuple[str, str], tuple[Stamp, Any]]:
+    def all_kept(self) -> dict[tuple[str, str], tuple[tuple[Stamp, Stamp], Any]]:
         with self._lock:
             return dict(self._kept)
 
@@ -58,12 +56,15 @@ class Library:
         """For one message: its recipients are all judged by the same lists."""
         return Reading(self)
 
-    def kept(self, kind: str, path: str, parse: Callable[[str], Any]) -> Any:
-        """What ``parse`` made of the file when it last changed.  Raises TagError."""
+    def kept(self, kind: str, path: str, parse: Callable[[str], Any], beside: str = "") -> Any:
+        """What ``parse`` made of the file when it, or the one ``beside`` it, last changed.
+
+        Raises TagError.
+        """
         with self._lock:
             known = self._kept.get((kind, path)) or self._earlier.get((kind, path))
-            now = stamp(path)
-            if known is not None and now is not None and known[0] == now:
+            now = stamp(path), stamp(beside) if beside else None
+            if known is not None and now[0] is not None and known[0] == now:
                 self._kept[kind, path] = known
                 return known[1]
             try:
@@ -72,7 +73,7 @@ class Library:
                 raise
             except (OSError, ValueError) as error:
                 raise TagError(f"{path} cannot be read: {reason(error)}") from None
-            except (cdb.BadDatabase, mailman.BadList) as error:
+            except (cdb.BadDatabase, mailman.BadList, dbmfiles.BadDbm) as error:
                 raise TagError(f"{path}: {error}") from None
             self._kept[kind, path] = (now, made)
             return made
@@ -84,6 +85,7 @@ class Reading:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._files = library.files
+        # None stands for a file that is missing.
         self._seen: dict[tuple[str, str], Any] = {}
 
     def look_up(self, question: Question, keys: Sequence[bytes], recipient: bytes) -> Found | None:
@@ -112,8 +114,8 @@ class Reading:
             case "dbm":
                 return self._in_dbm(path, keys)
             case "ezmlm":
-                found = self._kept("ezmlm", f"{path}/subscribers", self._subscribers)
-                return Found() if keys[0] in found else None
+                files = self._once("ezmlm", path, lambda: self._subscribers(f"{path}/subscribers"))
+                return Found() if any(keys[0] in one for one in files) else None
             case "mailman":
                 found = self._members(path, question.options["attr"])
                 return Found() if keys[0] in found else None
@@ -122,10 +124,18 @@ class Reading:
         raise AssertionError(question.kind)
 
     def _kept(self, kind: str, path: str, parse: Callable[[str], Any]) -> Any:
-        known = self._seen.get((kind, path))
-        if known is None:
-            known = self._seen[kind, path] = self._library.kept(kind, path, parse)
-        return known
+        return self._once(kind, path, lambda: self._library.kept(kind, path, parse))
+
+    def _once(self, kind: str, path: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives when this message first asks; a missing file stays so."""
+        if (kind, path) not in self._seen:
+            try:
+                self._seen[kind, path] = make()
+            except FileNotFoundError:
+                self._seen[kind, path] = None
+        if self._seen[kind, path] is None:
+            raise FileNotFoundError(path)
+        return self._seen[kind, path]
 
     # Text
 
@@ -145,29 +155,48 @@ class Reading:
     # Constant databases
 
     def _in_cdb(self, path: str, keys: Sequence[bytes]) -> Found | None:
-        descriptor = self._files.open(path, os.O_RDONLY)
+        descriptor, end = self._once("cdb", path, lambda: self._opened(path))
+
+        def read_at(place: int, size: int) -> bytes:
+            return os.pread(descriptor, max(0, min(size, end - place)), place)
+
         try:
             for key in keys:
-                value = cdb.look_up(lambda at, size: os.pread(descriptor, size, at), key)
+                value = cdb.look_up(read_at, key)
                 if value is not None:
                     return _beside(value, path)
         except cdb.BadDatabase as error:
             raise TagError(f"{path}: {error}") from None
-        finally:
-            os.close(descriptor)
         return None
+
+    def _opened(self, path: str) -> tuple[int, int]:
+        """A descriptor, open as long as this message lasts, and the size of the file."""
+        descriptor = self._files.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor, os.fstat(descriptor).st_size
 
     def _in_auto_cdb(self, path: str, keys: Sequence[bytes]) -> Found | None:
         """Look into ``path``.cdb, made of the list when that is newer.  Where it cannot be made
         the list itself serves."""
         self._files.refuse_outside(path)
         made = f"{path}.cdb"
-        if not self._kept("made", path, lambda path: _made(path, made, self._make_cdb)):
+        if not self._up_to_date("made", path, made, self._make_cdb):
             return self._in_file(path, keys)
         try:
             return self._in_cdb(made, keys)
         except (OSError, TagError):
             return self._in_file(path, keys)
+
+    def _up_to_date(
+        self, kind: str, path: str, made: str, make: Callable[[str, str], None]
+    ) -> bool:
+        library = self._library
+        found: bool = self._once(
+            kind,
+            path,
+            lambda: library.kept(kind, path, lambda path: _made(path, made, make), made),
+        )
+        return found
 
     def _make_cdb(self, path: str, made: str) -> None:
         self._files.replace(made, cdb.make(_records(self._octets(path))))
@@ -177,44 +206,49 @@ class Reading:
     def _in_dbm(self, path: str, keys: Sequence[bytes]) -> Found | None:
         if self._files.confined:
             raise TagError("DBM databases are not read here; use a list or a cdb")
-        return _in_dbm(path, keys)
+        return self._in_dbm_file(path, keys)
+
+    def _in_dbm_file(self, path: str, keys: Sequence[bytes]) -> Found | None:
+        """A database is read whole when it changes: some kinds find empty records only so."""
+        found: list[str] = self._once("dbm files", path, lambda: dbmfiles.parts(path))
+        records: dict[bytes, bytes] = self._once(
+            "dbm",
+            path,
+            lambda: self._library.kept("dbm", found[0], lambda _: dbmfiles.read(path), found[-1]),
+        )
+        for key in keys:
+            if key in records:
+                return _beside(records[key], path)
+        return None
 
     def _in_auto_dbm(self, path: str, keys: Sequence[bytes]) -> Found | None:
         made = f"{path}.db"
-        if self._files.confined or not self._kept(
-            "made dbm", path, lambda path: _made(path, made, self._make_dbm)
-        ):
+        if self._files.confined or not self._up_to_date("made dbm", path, made, self._make_dbm):
             return self._in_file(path, keys)
         try:
-            return _in_dbm(made, keys)
+            return self._in_dbm_file(made, keys)
         except (OSError, TagError):
             return self._in_file(path, keys)
 
     def _make_dbm(self, path: str, made: str) -> None:
-        """Build it aside, in the one file that it must be, and put it in its place."""
-        records = list(_records(self._octets(path)))
-        directory = tempfile.mkdtemp(prefix=".dbm", dir=os.path.dirname(made))
-        try:
-            for name in ("dbm.gnu", "dbm.ndbm"):
-                with contextlib.suppress(ImportError):
-                    built = _build(importlib.import_module(name), directory, records)
-                    if built:
-                        os.rename(built, made)
-                        self._files.replace(f"{path}.last_built", b"")
-                        return
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise OSError("no module for DBM files of one piece")
+        dbmfiles.make(made, _records(self._octets(path)))
+        self._files.replace(f"{path}.last_built", b"")
 
     # Mailing lists
 
-    def _subscribers(self, path: str) -> frozenset[bytes]:
-        """The addresses of an ezmlm list: NUL-separated, each after a T."""
-        found: set[bytes] = set()
-        for name in self._files.names(path):
-            octets = self._octets(os.path.join(path, name))
-            found.update(entry.partition(b"T")[2].lower() for entry in octets.split(b"\0"))
-        return frozenset(found - {b""})
+    def _subscribers(self, directory: str) -> list[frozenset[bytes]]:
+        """The addresses of an ezmlm list, by its files: each may change on its own."""
+        found = []
+        for name in self._files.names(directory):
+            # A new file that has taken the place of an old one meanwhile is no trouble.
+            with contextlib.suppress(FileNotFoundError):
+                found.append(self._kept("subscribers", f"{directory}/{name}", self._entries))
+        return found
+
+    def _entries(self, path: str) -> frozenset[bytes]:
+        """NUL-separated, each after a T."""
+        entries = self._octets(path).split(b"\0")
+        return frozenset(entry.partition(b"T")[2].lower() for entry in entries) - {b""}
 
     def _members(self, directory: str, attribute: str) -> frozenset[bytes]:
         """Those whom an attribute of a Mailman list has, of whichever file there is."""
@@ -286,45 +320,16 @@ def _made(path: str, made: str, make: Callable[[str, str], None]) -> bool:
     except OSError:
         pass
     try:
-        make(path, made)
-    except (OSError, ValueError, cdb.BadDatabase, *dbm.error):
-        return False
-    return True
-
-
-def _build(module: Any, directory: str, records: Iterable[tuple[bytes, bytes]]) -> str:
-    """The path of a new database, or "" if it is not one file."""
-    with module.open(os.path.join(directory, "list"), "n", 0o600) as database:
-        for key, value in records:
-            if key not in database:
-                database[key] = value
-    (name, *others) = os.listdir(directory)
-    if others:
-        for other in (name, *others):
-            os.unlink(os.path.join(directory, other))
-        return ""
-    return os.path.join(directory, name)
-
-
-def _in_dbm(path: str, keys: Sequence[bytes]) -> Found | None:
-    """``path`` may be given with or without the ``.db`` that some kinds add."""
-    for name in (path, path.removesuffix(".db")):
-        kind = dbm.whichdb(name)
-        if kind is None:
-            continue
-        if not kind:
-            raise TagError(f"{path} is no DBM database that this Python knows")
-        try:
-            with importlib.import_module(kind).open(name, "r") as database:
-                for key in keys:
-                    if key in database:
-                        return _beside(database[key], path)
-                return None
-        except ImportError:
-            raise TagError(f"{path} needs the Python module {kind}; install it") from None
-        except dbm.error as error:
-            raise TagError(f"{path} cannot be read: {error}") from None
-    raise FileNotFoundError(path)
+        for _ in range(_BUILDS_LIMIT):
+            before = stamp(path)
+            make(path, made)
+            # A change meanwhile would be older than a database that does not have it.
+            if stamp(path) == before:
+                return True
+        os.unlink(made)
+    except (OSError, ValueError, cdb.BadDatabase, dbmfiles.BadDbm):
+        pass
+    return False
 
 
 def _patterns(rows: Iterable[Sequence[Any]]) -> Iterable[tuple[bytes, Any]]:

@@ -11,6 +11,9 @@ from tofmipd.tmda.errors import TagError
 # Beyond that a rule grows without end: macros that double each other, a variable of itself.
 _RULE_LIMIT_CHARACTERS = 100_000
 _STEPS_LIMIT = 1000
+_DEPTH_LIMIT = 100
+# So much text is searched for names in one rule: a tenth of a second.
+_SEARCH_LIMIT_CHARACTERS = 10_000_000
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _DEFINITION = re.compile(r"macro(?: +(.*))?\Z", re.ASCII | re.DOTALL | re.IGNORECASE)
@@ -50,6 +53,7 @@ class Macros:
     def __init__(self) -> None:
         self._macros: dict[str, Macro] = {}
         self._steps = 0
+        self._searched = 0
 
     def define(self, text: str) -> bool:
         """Take ``text`` if it is a definition; whether it is.  Raises TagError."""
@@ -62,11 +66,14 @@ class Macros:
 
     def expand(self, text: str) -> str:
         """Put the texts of macros in the place of their names.  Raises TagError."""
-        self._steps = 0
+        self._steps = self._searched = 0
         return self._expand(text, tuple(self._macros.values())) if self._macros else text
 
     def _expand(self, text: str, macros: tuple[Macro, ...]) -> str:
         for macro in macros:
+            self._searched += len(text)
+            if self._searched > _SEARCH_LIMIT_CHARACTERS:
+                raise _endless(macro)
             if macro.word.search(text):
                 text = self._replace(text, macro, macros)
         return text
@@ -74,16 +81,23 @@ class Macros:
     def _replace(self, text: str, macro: Macro, macros: tuple[Macro, ...]) -> str:
         """What a macro makes may name all others, but not itself."""
         others = tuple(other for other in macros if other is not macro)
-        result, position = [], 0
+        if len(self._macros) - len(others) > _DEPTH_LIMIT:
+            raise _endless(macro)
+        result, position, size = [], 0, len(text)
         while (match := macro.word.search(text, position)) is not None:
             arguments, end = _arguments(macro, text, match.end())
             made = self._expand(macro.filled_in(arguments), others)
             result += [text[position : match.start()], made]
             position = end
+            size += len(made)
             self._steps += 1
-            if self._steps > _STEPS_LIMIT or len(made) > _RULE_LIMIT_CHARACTERS:
-                raise TagError(f"the macro {macro.name!r} makes the rule grow without end")
+            if self._steps > _STEPS_LIMIT or size > _RULE_LIMIT_CHARACTERS:
+                raise _endless(macro)
         return "".join([*result, text[position:]])
+
+
+def _endless(macro: Macro) -> TagError:
+    return TagError(f"the macro {macro.name!r} makes the rule grow without end")
 
 
 def _parse(text: str) -> Macro:

@@ -5,11 +5,12 @@ Both were written by Python 2, and by somebody else: nothing in them is executed
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
 from collections.abc import Container
-from typing import Any
+from typing import Any, ClassVar
 
 
 class BadList(Exception):
@@ -32,7 +33,32 @@ class _Anything:
         pass
 
 
-class _Harmless(pickle.Unpickler):
+def _load_tuple(machine: Any) -> None:
+    items = machine.pop_mark()
+    machine.append(items)
+
+
+def _load_last(number: int, machine: Any) -> None:
+    start = len(machine.stack) - number
+    machine.stack[start:] = [machine.stack[start:]]
+
+
+class _Harmless(pickle._Unpickler):
+    """The reader in Python: that in C sets aside the memory that a number in a pickle asks for.
+
+    Tuples become lists: for the hash of deep ones C would use up its stack.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.TUPLE[0]: _load_tuple,
+        pickle.EMPTY_TUPLE[0]: functools.partial(_load_last, 0),
+        pickle.TUPLE1[0]: functools.partial(_load_last, 1),
+        pickle.TUPLE2[0]: functools.partial(_load_last, 2),
+        pickle.TUPLE3[0]: functools.partial(_load_last, 3),
+    }
+    del dispatch[pickle.BYTEARRAY8[0]]
+
     def find_class(self, module: str, name: str) -> Any:
         return _Anything
 

@@ -15,6 +15,7 @@ from tofmipd.tmda.macros import Macros, substitute
 from tofmipd.tmda.sources import INCOMING, KINDS, SOURCES, Question, check_options
 
 _DEPTH_LIMIT = 20
+_INCLUDES_LIMIT = 1000
 
 _SOURCE = re.compile(r"(to|from)(?:-(file|cdb|dbm|ezmlm|mailman|sql)|(?!-))", re.I)
 _WORD = re.compile(r"\S+", re.ASCII)
@@ -74,6 +75,7 @@ class _Reading:
         self._given = given
         self._macros = Macros()
         self._open: list[str] = []
+        self._includes = 0
 
     def read(self, text: str, path: str) -> None:
         self._open.append(path)
@@ -95,6 +97,10 @@ class _Reading:
         if self._macros.define(text):
             return
         text = substitute(self._macros.expand(text), self._given.variable)
+        try:
+            text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise TagError("the rule has a character that no file can have") from None
         match = _INCLUDE.match(text)
         if match is not None:
             self._include((match[2] or "").strip(" "), place, optional=bool(match[1]))
@@ -107,6 +113,11 @@ class _Reading:
         path = self._given.expand(name)
         if path in self._open or len(self._open) > _DEPTH_LIMIT:
             error = f"{name!r} includes itself; take the line out of one of the files"
+            self.errors.append(FilterError(place.path, place.line, error))
+            raise _Stop
+        self._includes += 1
+        if self._includes > _INCLUDES_LIMIT:
+            error = f"more than {_INCLUDES_LIMIT} files are included"
             self.errors.append(FilterError(place.path, place.line, error))
             raise _Stop
         text = self._given.read(path)
