@@ -681,7 +681,7 @@ def test_noise_ends_in_rules_or_in_a_filter_error(text):
     errors, found = [], None
     try:
         found = decide(text)
-        lines = [rule.line for rule in parse_filter(text, PATH).rules]
+        lines = [rule.place.line for rule in parse_filter(text, PATH).rules]
     except FilterError as error:
         errors = [error, *error.others]
         lines = [one.line for one in errors]
