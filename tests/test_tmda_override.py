@@ -244,9 +244,12 @@ def test_appending_can_be_asked_for():
         (b"exp=a<b>c", "no address that mail can be sent from"),
     ],
 )
-@pytest.mark.parametrize("message", [with_x_tmda, lambda word: with_subject(b"X-TMDA " + word)])
-def test_what_cannot_be_carried_out_is_the_messages_fault(message, word, says):
-    with pytest.raises(MessageError, match=r"\AX-TMDA: ") as caught:
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("X-TMDA", with_x_tmda), ("Subject", lambda word: with_subject(b"X-TMDA " + word))],
+)
+def test_what_cannot_be_carried_out_is_the_messages_fault(field, message, word, says):
+    with pytest.raises(MessageError, match=rf"\A{field}: ") as caught:
         send(RULES, message=message(word), X_TMDA_IN_SUBJECT=True)
     assert says in str(caught.value)
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import re
 import sys
 
 # Protocol lines of clients, shown by -d only.
 TRACE = "tofmipd.trace"
 _SYSLOG_SOCKET = "/dev/log"
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class OneLine(logging.Formatter):
-    """No record takes more than one line, a traceback included."""
+    """No record takes more than one line, a traceback included, or moves a terminal's cursor."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", "\\n")
+        text = super().format(record)
+        return text if text.isprintable() else _CONTROL.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 class SharedFile(logging.Handler):
@@ -74,7 +81,9 @@ def set_up(
     if log_file and shared:
         handler = SharedFile(log_file)
     elif log_file:
-        handler = logging.handlers.WatchedFileHandler(log_file)
+        handler = logging.handlers.WatchedFileHandler(
+            log_file, encoding="utf-8", errors="backslashreplace"
+        )
     elif foreground:
         handler = logging.StreamHandler(sys.stderr)
     elif os.path.exists(_SYSLOG_SOCKET):

@@ -64,6 +64,8 @@ def run(
         if not ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            # It may have left its group.
+            process.kill()
     return Outcome(process.returncode if ended else None, output)
 
 

@@ -30,7 +30,13 @@ class Keeper:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self._jobs,), daemon=True, name="database").start()
+        thread = threading.Thread(target=_serve, args=(self._jobs,), daemon=True, name="database")
+        self._has_thread = True
+        try:
+            thread.start()
+        except RuntimeError:
+            # There can be none just now: everybody does it himself.
+            self._has_thread = False
         self._end = weakref.finalize(self, self._jobs.put, None)
         self._end.atexit = False
 
@@ -44,12 +50,15 @@ class Keeper:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._jobs.put(work)
+        self.later(work)
         return future.result(seconds)
 
     def later(self, job: Callable[[], object]) -> None:
         """Do something when all else is done; nobody waits for it."""
-        self._jobs.put(job)
+        if self._has_thread:
+            self._jobs.put(job)
+        else:
+            job()
 
     def end(self) -> None:
         self._end()

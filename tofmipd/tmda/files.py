@@ -15,6 +15,10 @@ from collections.abc import Iterable, Iterator
 Stamp = tuple[int, int, int, int, int] | None
 
 LOCK_SECONDS = 10
+# What is read whole; less where one process serves people who need not trust each other.
+LIMIT_OCTETS = 64 << 20
+CONFINED_LIMIT_OCTETS = 4 << 20
+_DEVICE_OCTETS = 4096
 _PAUSE_SECONDS = 0.02
 
 
@@ -112,8 +116,15 @@ class Files:
         """The whole file; None when there is none."""
         try:
             with open(path, "rb", opener=self.open) as file:
-                if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                found = os.fstat(file.fileno())
+                if stat.S_ISFIFO(found.st_mode):
                     raise OSError(errno.EINVAL, "is a pipe, not a file", path)
+                if stat.S_ISCHR(found.st_mode):
+                    # Such as /dev/null; others may have no end.
+                    return file.read(_DEVICE_OCTETS)
+                limit = CONFINED_LIMIT_OCTETS if self.confined else LIMIT_OCTETS
+                if found.st_size > limit:
+                    raise OSError(errno.EFBIG, f"has more than {limit} octets", path)
                 return file.read()
         except FileNotFoundError:
             return None

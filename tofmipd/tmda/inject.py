@@ -226,7 +226,7 @@ class _Tagger:
         """What to do, the rule for the log, and whose fault it is if that cannot be done."""
         config, override = self._profile.config, self._override
         if override is not None and override.action is not None:
-            fault = self._message_fault
+            fault: Callable[[str], Exception] = functools.partial(MessageError, override.field)
             if override.action.name == DEFAULT:
                 fault = self._default_fault
             return (("from", override.action),), override.text, fault
@@ -238,9 +238,6 @@ class _Tagger:
             return (("from", default),), f"action_outgoing ({default})", self._default_fault
         place = match.rule.place
         return match.actions, match.text, functools.partial(FilterError, place.path, place.line)
-
-    def _message_fault(self, problem: str) -> Exception:
-        return MessageError("X-TMDA", problem)
 
     def _default_fault(self, problem: str) -> Exception:
         config = self._profile.config

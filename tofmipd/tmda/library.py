@@ -73,6 +73,8 @@ class Library:
                 raise
             except (OSError, ValueError) as error:
                 raise TagError(f"{path} cannot be read: {reason(error)}") from None
+            except MemoryError:
+                raise TagError(f"{path} is too big") from None
             except (cdb.BadDatabase, mailman.BadList, dbmfiles.BadDbm) as error:
                 raise TagError(f"{path}: {error}") from None
             self._kept[kind, path] = (now, made)

@@ -20,11 +20,13 @@ _SUBJECT = re.compile(rb"[ \t\r\n]*x-tmda(?:[ \t\r\n]+|\Z)(\S*)[ \t\r\n]*(.*)", 
 class Override:
     """The action for all recipients, in the place of the filter.
 
-    ``action`` is None where ACTION_OUTGOING holds; ``text`` is what the log says.
+    ``action`` is None where ACTION_OUTGOING holds; ``text`` is what the log says, ``field`` the
+    name of the field that asks.
     """
 
     action: Action | None
     text: str
+    field: str = _NAME
 
 
 def take_override(fields: list[Field], *, in_subject: bool) -> tuple[Override | None, list[Field]]:
@@ -52,7 +54,7 @@ def _in_subject(fields: list[Field]) -> tuple[Override | None, list[Field]]:
         return None, fields
     if not match[1]:
         raise MessageError("Subject", f"{_NAME} without an action; write {_NAME} ACTION TEXT")
-    override = Override(_action(match[1], "Subject"), f"{_NAME}: {_shown(match[1])}")
+    override = Override(_action(match[1], "Subject"), f"{_NAME}: {_shown(match[1])}", "Subject")
     kept = Field(b"subject", b"Subject: " + match[2] + b"\r\n")
     return override, [*header.without(fields, (b"subject",)), kept]
 

@@ -24,6 +24,7 @@ from tofmipd.tmda.profile import Profile, tag_settings
 from tofmipd.tmda.values import TRUTH
 
 _DEFAULT_PATH = "~/.tmda/config"
+_NEXT_HOP = frozenset({"MAIL_TRANSPORT", "SMTPHOST", "SMTPSSL", "SMTPSSL_CAFILE"})
 _RECONNECT_SECONDS = 5
 
 
@@ -64,6 +65,9 @@ class UserFiles:
         self._filter_path = filter_path
         self._loading = loading
         self.files = Files(surroundings.home, confined=form == "literal")
+        # What a rule names is the user's own, also where the administrator's settings name it.
+        self._of_rules = Files(surroundings.home, confined=form == "literal")
+        self._hidden: Set[str] = frozenset()
         self._lock = threading.Lock()
         self._profile: Profile | None = None
         self._reconnected = -math.inf
@@ -117,7 +121,7 @@ class UserFiles:
         filter_, followup = self._load_filter(config), self._load_followup(config)
         # A database is the site's where the user's own text is not to be trusted.
         asks = self._form != "literal" or not self.files.names_home(filter_.path)
-        library = self._library = Library(self.files, database, names, self._library, asks=asks)
+        library = self._library = Library(self._of_rules, database, names, self._library, asks=asks)
         return Profile(config, tags, filter_, library, followup)
 
     def _load_config(self) -> Config:
@@ -139,6 +143,11 @@ class UserFiles:
                 if name in given:
                     raise ConfigError(path, line_of(name, own), f"{name} is not allowed here")
             set_by_site = names.keys() - given.keys()
+            self._hidden = {x for x in set_by_site if x not in SETTINGS or "PASSWORD" in x}
+            if _NEXT_HOP & given.keys():
+                # What the administrator logs in with is for the host that he has named.
+                for name in ("SMTPAUTH_USERNAME", "SMTPAUTH_PASSWORD"):
+                    names.pop(name, None)
             if "DATADIR" in set_by_site:
                 set_by_site |= {"CRYPT_KEY_FILE", "FILTER_OUTGOING"} - given.keys()
             names.update(given)
@@ -192,7 +201,7 @@ class UserFiles:
     def _text(self, path: str) -> str | None:
         """A file that the filter includes.  Raises TagError."""
         try:
-            octets = self._read(path)
+            octets = self._read(path, self._of_rules)
         except ConfigError as error:
             raise TagError(str(error)) from None
         return None if octets is None else _decoded(octets)
@@ -200,7 +209,8 @@ class UserFiles:
     def _variable(self, config: Config, name: str) -> str:
         """What ``${name}`` stands for (reference, section 4.4).  Raises TagError."""
         try:
-            value = config.text(name) or self._surroundings.variables.get(name)
+            own = None if name in self._hidden else config.text(name)
+            value = own or self._surroundings.variables.get(name)
         except TypeError as error:
             raise TagError(f"${{{name}}} is {error}") from None
         if not value:
@@ -219,10 +229,10 @@ class UserFiles:
             lines = [entry.encode("utf-8", "surrogateescape") for entry in entries]
         return frozenset(line.strip().lower() for line in lines if line.strip())
 
-    def _read(self, path: str) -> bytes | None:
+    def _read(self, path: str, files: Files | None = None) -> bytes | None:
         """The whole file, or None when there is none.  Raises ConfigError."""
         try:
-            self._stamps[path], octets = self.files.read_stamped(path)
+            self._stamps[path], octets = (files or self.files).read_stamped(path)
         except (OSError, ValueError) as error:
             raise ConfigError(path, 0, f"cannot be read: {reason(error)}") from None
         return octets
