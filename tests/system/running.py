@@ -23,6 +23,8 @@ ADDRESS = "bobby@example.org"
 KEY = "00112233445566778899aabbccddeeff01234567"
 PROGRAM = str(Path(sys.executable).with_name("tofmipd"))
 LIMIT_SECONDS = 20.0
+# 32 and 33; whoever starts a program may leave them ignored, and no program can change that.
+SIGNALS_OF_THE_C_LIBRARY = 3 << 31
 # How RFC 5322 dates look.
 DATE = r"[A-Z][a-z]{2}, [ 0-9]?[0-9] [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} [+-][0-9]{4}"
 _POLL_SECONDS = 0.01
