@@ -251,15 +251,15 @@ def test_nothing_is_left_open_or_unburied():
 
 def test_where_the_process_is_not_the_users_no_command_runs(tmp_path):
     confined = Errands(Files(str(tmp_path), confined=True), str(tmp_path), 5)
-    assert confined.shell({"PATH": PATH}) is no_shell
+    assert confined.shell(lambda: {"PATH": PATH}) is no_shell
     with pytest.raises(TagError, match="'shell' is not allowed here"):
-        confined.shell({"PATH": PATH})("touch pwned", b"bob@x")
+        confined.shell(lambda: {"PATH": PATH})("touch pwned", b"bob@x")
     assert os.listdir(tmp_path) == []
 
 
 def test_where_it_is_the_users_commands_run(tmp_path):
     own = Errands(Files(str(tmp_path)), str(tmp_path), 5)
-    assert own.shell({"PATH": PATH})("pwd -P; echo $TMDA_RECIPIENT", b"bob@x") == (
+    assert own.shell(lambda: {"PATH": PATH})("pwd -P; echo $TMDA_RECIPIENT", b"bob@x") == (
         f"{os.path.realpath(tmp_path)}\nbob@x".encode()
     )
 

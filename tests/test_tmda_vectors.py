@@ -393,7 +393,7 @@ def send(case, home):
     stamp = stamp_of(case)
     try:
         profile = home.profile(case["env"])
-        outside = inject.Outside(profile.library.reading(), errands.shell({"PATH": PATH}))
+        outside = inject.Outside(profile.library.reading(), errands.shell(lambda: {"PATH": PATH}))
         tagged = inject.tag_message(profile, message, stamp, outside)
         errands.append_recipients(tagged, profile)
     except (UserFileError, MessageError) as error:

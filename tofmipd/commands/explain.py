@@ -141,7 +141,7 @@ def _with_from(fields: list[Field], sender: bytes) -> list[Field]:
 def _shell(files: Files) -> Any:
     who = person()
     environment = {"PATH": PATH, "HOME": who.home, "LOGIN": who.name, "USER": who.name}
-    return Errands(files, who.home, 30).shell(environment | {"LOGNAME": who.name})
+    return Errands(files, who.home, 30).shell(lambda: environment | {"LOGNAME": who.name})
 
 
 def _override_text(override: Override | None) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tofmipd import programs
 from tofmipd.smtp.reply import printable
@@ -36,8 +36,11 @@ class Errands:
         self._home = home
         self._timeout = script_timeout
 
-    def shell(self, environment: Mapping[str, str]) -> Shell:
-        """What runs the commands of a filter: nothing where this is not the user's own process."""
+    def shell(self, environment: Callable[[], Mapping[str, str]]) -> Shell:
+        """What runs the commands of a filter: nothing where this is not the user's own process.
+
+        ``environment`` gives their variables, when there is a command.
+        """
         if self._files.confined:
             return no_shell
         return _OneMessage(environment, self._home, self._timeout).run
@@ -123,7 +126,9 @@ def _insert(profile: Profile, copy: Tagged, report: Report) -> None:
 class _OneMessage:
     """The commands for the recipients of one message: each is limited, and so are all together."""
 
-    def __init__(self, environment: Mapping[str, str], home: str, timeout: float) -> None:
+    def __init__(
+        self, environment: Callable[[], Mapping[str, str]], home: str, timeout: float
+    ) -> None:
         self._environment = environment
         self._home = home
         self._timeout = timeout
@@ -134,7 +139,7 @@ class _OneMessage:
         begun = time.monotonic()
         timeout = max(min(self._timeout, self._left), 0.001)
         try:
-            return run_shell(self._environment, self._home, timeout, command, recipient)
+            return run_shell(self._environment(), self._home, timeout, command, recipient)
         finally:
             self._left -= time.monotonic() - begun
 

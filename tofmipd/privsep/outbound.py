@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tofmipd.content import Content, as_local_text
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
@@ -83,8 +84,7 @@ class House:
     script_timeout: float = 30
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     """One message on its way through; its body begins at ``body_start`` of the content."""
 
     envelope: Envelope
@@ -160,7 +160,7 @@ class Outbound:
     def _tag(self, job: _Job, profile: Profile, stamp: Stamp) -> list[Tagged]:
         recipients = [recipient.encode() for recipient in job.envelope.recipients]
         message = Message(job.fields, recipients, job.body)
-        shell = self._errands.shell(self._environment(job.envelope.peer.local_address))
+        shell = self._errands.shell(lambda: self._environment(job.envelope.peer.local_address))
         return tag_message(profile, message, stamp, Outside(profile.library.reading(), shell))
 
     def _hand_over(self, tagged: list[Tagged], job: _Job, profile: Profile, stamp: Stamp) -> Reply:

@@ -9,7 +9,7 @@ import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tofmipd.tmda import cookies
 from tofmipd.tmda.cookies import TagSettings
@@ -37,8 +37,7 @@ def no_shell(command: str, recipient: bytes) -> bytes:
     raise TagError("'shell' is not allowed here")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What an action may look at: one recipient of one message."""
 
     tags: TagSettings

@@ -57,8 +57,7 @@ class Stamp:
     agent: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What has been submitted.  ``body`` gives it as programs on this machine have it."""
 
     fields: list[Field]
@@ -73,8 +72,7 @@ class Outside(NamedTuple):
     shell: Shell = no_shell
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What was done for one recipient.
 
     ``rule`` is the text of the rule that decided; ``appends``: the recipient is to be put on the
@@ -88,8 +86,7 @@ class Report:
     appends: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Tagged:
+class Tagged(NamedTuple):
     """A copy: one header block for all recipients that get the same octets and sender.
 
     ``sender`` is the envelope sender, empty for the null sender.
@@ -105,8 +102,7 @@ class Tagged:
         return header.render(self.fields)
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(NamedTuple):
     """What the filter made for one recipient; equal choices share a copy.
 
     ``address`` is for From or Resent-From, ``followup`` for Mail-Followup-To.
@@ -218,9 +214,10 @@ class _Tagger:
             raise ConfigError(config.origin, line, str(error)) from None
         except TagError as error:
             raise blame(str(error)) from None
-        appends = any(self._resolved(action).appends for _, action in actions)
-        report = Report(recipient, rule, self._own.address, choice.address, appends)
-        return choice, report
+        appends = False
+        for _, action in actions:
+            appends = appends or self._resolved(action).appends
+        return choice, Report(recipient, rule, self._own.address, choice.address, appends)
 
     def _actions(self, recipient: bytes) -> tuple[Actions, str, Callable[[str], Exception]]:
         """What to do, the rule for the log, and whose fault it is if that cannot be done."""
@@ -262,17 +259,21 @@ class _Tagger:
         resent = actions.get("resent-from")
         if self._resending and resent is not None and not resent.literal:
             address = self._address(resent, context)
-        customs = tuple(
-            header.make_field(header.capitalised(name), self._text(actions[_text(name)], context))
-            for name in sorted(
-                (_octets(key) for key in actions if key not in ADDRESS_HEADERS),
-                key=header.capitalised,
-            )
+        customs = (
+            self._customs(actions, context) if len(actions) > 1 or "from" not in actions else ()
         )
         if sender != _NULL_SENDER and not SENDER.fullmatch(sender):
             raise TagError(f"{_text(sender)!r} is no address that mail can be sent from")
         sender = b"" if sender == _NULL_SENDER else sender
         return _Choice(sender, address, answers, customs)
+
+    def _customs(self, actions: dict[str, Action], context: Context) -> tuple[Field, ...]:
+        """The fields that are no addresses of the sender, by name (5.8).  Raises TagError."""
+        names = [_octets(name) for name in actions if name not in ADDRESS_HEADERS]
+        return tuple(
+            header.make_field(header.capitalised(name), self._text(actions[_text(name)], context))
+            for name in sorted(names, key=header.capitalised)
+        )
 
     def _address(self, action: Action, context: Context) -> bytes:
         """The address that an action, or a text, stands for.  Raises TagError."""
