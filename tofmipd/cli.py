@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import functools
 import importlib
 import io
 import os
@@ -257,8 +258,12 @@ def person() -> Person:
     return Person(uid, name, gecos.partition(",")[0], os.path.abspath(home))
 
 
+@functools.cache
 def host_name() -> str:
-    """The fully qualified name, or the plain one if that is all there is (TO-23)."""
+    """The fully qualified name, or the plain one if that is all there is (TO-23).
+
+    Asked for once: where the name service is broken that takes seconds.
+    """
     name = socket.getfqdn()
     return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 

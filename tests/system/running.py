@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -60,6 +61,7 @@ def usual_umask() -> Iterator[None]:
         os.umask(old)
 
 
+@functools.cache
 def host_name() -> str:
     """TO-23: the full name, or the plain one where that is localhost."""
     name = socket.getfqdn()
