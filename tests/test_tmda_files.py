@@ -603,3 +603,32 @@ def test_a_list_that_may_not_be_written_is_an_error(home):
         home.chmod(0o755)
     assert (home / "list").read_bytes() == b"b@x.example\n"
     assert os.listdir(home) == ["list"]
+
+
+def test_a_list_that_is_replaced_again_and_again_is_given_up_after_a_while(
+    files, home, monkeypatch
+):
+    """Whoever owns it could hold a thread for ever otherwise."""
+    path = home / "list"
+    path.write_bytes(b"")
+    lock = fcntl.flock
+
+    def replaced(descriptor, how):
+        (home / "new").write_bytes(b"")
+        os.replace(home / "new", path)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(files_module.fcntl, "flock", replaced)
+    monkeypatch.setattr(files_module, "LOCK_SECONDS", 0.1)
+    with pytest.raises(TimeoutError):
+        append_once(files, str(path), b"a@x.example")
+    assert path.read_bytes() == b""
+
+
+def test_what_has_no_size_beforehand_is_limited_too(files, monkeypatch):
+    monkeypatch.setattr(files_module, "LIMIT_OCTETS", 100)
+    assert os.stat("/proc/self/status").st_size == 0
+    with pytest.raises(OSError, match="more than 100 octets"):
+        files.read("/proc/self/status")
+    monkeypatch.setattr(files_module, "LIMIT_OCTETS", 1 << 20)
+    assert files.read("/proc/self/status").startswith(b"Name:")

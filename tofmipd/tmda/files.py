@@ -119,13 +119,15 @@ class Files:
                 found = os.fstat(file.fileno())
                 if stat.S_ISFIFO(found.st_mode):
                     raise OSError(errno.EINVAL, "is a pipe, not a file", path)
-                if stat.S_ISCHR(found.st_mode):
+                if not stat.S_ISREG(found.st_mode):
                     # Such as /dev/null; others may have no end.
                     return file.read(_DEVICE_OCTETS)
                 limit = CONFINED_LIMIT_OCTETS if self.confined else LIMIT_OCTETS
-                if found.st_size > limit:
+                # What the kernel makes up, as in /proc, has no size beforehand.
+                octets = b"" if found.st_size > limit else file.read(limit + 1)
+                if max(found.st_size, len(octets)) > limit:
                     raise OSError(errno.EFBIG, f"has more than {limit} octets", path)
-                return file.read()
+                return octets
         except FileNotFoundError:
             return None
 
@@ -162,11 +164,12 @@ class Files:
         Nobody else who locks it writes meanwhile.  Raises TimeoutError after ten seconds.
         """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        deadline = time.monotonic() + LOCK_SECONDS
         locked = False
         while not locked:
             descriptor = self.open(path, flags)
             try:
-                _lock(descriptor)
+                _lock(descriptor, deadline)
                 # Who had it locked may have put another file in its place.
                 locked = os.path.samestat(os.fstat(descriptor), os.stat(path))
                 if locked:
@@ -178,16 +181,14 @@ class Files:
                 os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
+def _lock(descriptor: int, deadline: float) -> None:
+    """Raises TimeoutError after ``deadline``, a time of the monotonic clock."""
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "somebody else keeps it locked") from None
-            time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)
+    raise TimeoutError(errno.ETIMEDOUT, "somebody else keeps it locked")
 
 
 def write_all(descriptor: int, octets: bytes) -> None:
