@@ -974,3 +974,17 @@ def test_what_a_message_may_not_ask_for_is_refused_for_good(home, next_hop, mess
     assert said.isprintable()
     assert len(said) < 256
     assert next_hop.messages == []
+
+
+def test_commands_run_no_second_time_while_the_database_stays_broken(home, next_hop, database):
+    """Only a new connection is worth another try."""
+    rules = """\
+to one@x tag from shell="echo x >>count; echo me@example.org"
+to-sql -addr_column=a "SELECT a FROM missing WHERE %(criteria)s" bare
+"""
+    home.configure(next_hop, database.config, rules)
+    outbound = home.outbound()
+    for _ in range(3):
+        assert home.submit("one@x", "two@x", outbound=outbound).startswith("451 ")
+    # The first message found the connection old, and tried a new one.
+    assert (home.path / "count").read_text().split() == ["x"] * 4

@@ -15,14 +15,14 @@ from tofmipd.commands.userprofile import become_user, from_here, own_files
 from tofmipd.content import Content, as_local_text, as_wire_text
 from tofmipd.errors import CONFIG, DATA, UNAVAILABLE, Fatal
 from tofmipd.handoff.sendmail import sendmail_program
-from tofmipd.privsep.errands import Errands
+from tofmipd.privsep.errands import Errands, variables_of
 from tofmipd.privsep.submission import parsed_header
-from tofmipd.programs import PATH
+from tofmipd.settings import ProgramLimits
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.tmda import header
-from tofmipd.tmda.actions import Action
+from tofmipd.tmda.actions import Action, Shell
 from tofmipd.tmda.config import Config
-from tofmipd.tmda.errors import FilterError, KeyFileError, MessageError, UserFileError
+from tofmipd.tmda.errors import FilterError, KeyFileError, MessageError, TagError, UserFileError
 from tofmipd.tmda.files import Files
 from tofmipd.tmda.filter import Match
 from tofmipd.tmda.header import Field
@@ -88,8 +88,6 @@ def _content(options: argparse.Namespace) -> Content:
         elif options.message:
             with open(options.message, "rb") as file:
                 _fill(content, file)
-        elif options.sender:
-            content.write(b"From: " + _octets(options.sender) + b"\r\n\r\n")
     except OSError as error:
         raise Fatal(UNAVAILABLE, f"{options.message}: {error.strerror}") from None
     return content
@@ -115,7 +113,7 @@ def _explain(told: Explanation, options: argparse.Namespace, content: Content) -
     told.filter_path = profile.filter.path
     told.next_hop = _next_hop(config)
     fields, body_start = parsed_header(content)
-    if options.message and options.sender:
+    if options.sender:
         fields = _with_from(fields, _octets(options.sender))
     told.before = fields
     recipient, lists = _octets(options.to), profile.library.reading()
@@ -133,15 +131,19 @@ def _explain(told: Explanation, options: argparse.Namespace, content: Content) -
 
 
 def _with_from(fields: list[Field], sender: bytes) -> list[Field]:
-    """The header as if the message were from somebody else."""
+    """The header as if the message were from somebody else.  Raises MessageError."""
     name = b"From" if header.first(fields, b"resent-from") is None else b"Resent-From"
-    return [header.make_field(name, sender), *header.without(fields, (name.lower(),))]
+    try:
+        field = header.make_field(name, b" ".join(sender.split()))
+    except TagError as error:
+        raise MessageError("From", str(error)) from None
+    return [field, *header.without(fields, (name.lower(),))]
 
 
-def _shell(files: Files) -> Any:
+def _shell(files: Files) -> Shell:
     who = person()
-    environment = {"PATH": PATH, "HOME": who.home, "LOGIN": who.name, "USER": who.name}
-    return Errands(files, who.home, 30).shell(lambda: environment | {"LOGNAME": who.name})
+    timeout = ProgramLimits().script_timeout
+    return Errands(files, who.home, timeout).shell(lambda: variables_of(who.name, who.home))
 
 
 def _override_text(override: Override | None) -> str:

@@ -9,7 +9,7 @@ from tofmipd.cli import absolute, host_name, person
 from tofmipd.errors import CONFIG, PERMISSION, Fatal
 from tofmipd.privsep.accounts import Admission, NoAccount
 from tofmipd.privsep.drop import become
-from tofmipd.programs import PATH
+from tofmipd.privsep.errands import variables_of
 from tofmipd.settings import Settings
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.errors import UserFileError
@@ -48,7 +48,7 @@ def become_user(name: str) -> None:
     host_name()
     zone = os.environ.get("TZ")
     os.environ.clear()
-    os.environ.update(PATH=PATH, HOME=account.home, LOGIN=name, LOGNAME=name, USER=name)
+    os.environ.update(variables_of(name, account.home))
     if zone is not None:
         os.environ["TZ"] = zone
     os.umask(0o077)

@@ -28,6 +28,17 @@ _COMMANDS_AT_THEIR_LIMIT = 10
 _NOT_IN_A_LIST = re.compile(rb"[\s#*?\[]|@=")
 
 
+def variables_of(login: str, home: str) -> dict[str, str]:
+    """The environment of programs that run for a user (feature row TO-87)."""
+    return {
+        "PATH": programs.PATH,
+        "HOME": home,
+        "LOGIN": login,
+        "LOGNAME": login,
+        "USER": login,
+    }
+
+
 class Errands:
     """Of one user, by his files.  Safe for threads; ``script_timeout`` is in seconds."""
 

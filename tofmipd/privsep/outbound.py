@@ -17,14 +17,13 @@ from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
-from tofmipd.privsep.errands import Errands
+from tofmipd.privsep.errands import Errands, variables_of
 from tofmipd.privsep.submission import (
     HEADER_LIMIT_OCTETS,
     SessionStamps,
     Stamps,
     parsed_header,
 )
-from tofmipd.programs import PATH
 from tofmipd.settings import NextHopLimits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
@@ -152,7 +151,10 @@ class Outbound:
             if database is None or not database.broken:
                 raise
             # The connection may have been old: the configuration opens another, once.
-            profile = self._files.profile()
+            again = self._files.profile()
+            if again is profile:
+                raise
+            profile = again
             tagged = self._tag(job, profile, stamp)
         self._errands.append_recipients(tagged, profile)
         return self._hand_over(tagged, job, profile, stamp)
@@ -283,12 +285,5 @@ class Outbound:
 
     def _environment(self, local_address: str) -> dict[str, str]:
         """Of programs that run for this user (feature row TO-87)."""
-        login = self._owner.login
-        variables = {
-            "PATH": PATH,
-            "HOME": self._owner.home,
-            "LOGIN": login,
-            "LOGNAME": login,
-            "USER": login,
-        }
+        variables = variables_of(self._owner.login, self._owner.home)
         return variables | ({"TCPLOCALIP": local_address} if local_address else {})
