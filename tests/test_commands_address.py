@@ -473,3 +473,13 @@ def test_an_error_in_the_filter_is_not_its_business(home, capsys):
 def test_a_configuration_that_is_named_must_be_there(home):
     with pytest.raises(Fatal, match="typo: missing"):
         address.main(["-c", str(home / "typo"), "-k", "shop"])
+
+
+@pytest.mark.parametrize("correspondent", [[], ["c@d.example"]])
+def test_of_a_confirm_address_nothing_can_be_told(correspondent, capsys):
+    """Its hash holds a word that only the incoming side knows (reference, section 1.5)."""
+    given = "bobby-confirm-1234567890.4242.f1b7c8@example.org"
+    assert address.main(["--check", given, *correspondent]) == TEMPORARY
+    printed = capsys.readouterr()
+    assert printed.out == "UNKNOWN confirm address\n"
+    assert "asked for the confirmation" in printed.err

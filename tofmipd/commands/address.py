@@ -99,7 +99,9 @@ def _check(options: argparse.Namespace) -> int:
     except Fatal as error:
         verdict, reason = Verdict.UNKNOWN, str(error)
     name = kind.name.lower() if kind else None
-    if verdict is Verdict.UNKNOWN and not reason:
+    if kind is Kind.CONFIRM:
+        reason = "only what has asked for the confirmation can tell"
+    elif verdict is Verdict.UNKNOWN and not reason:
         reason = "say who writes to this address: --check ADDRESS CORRESPONDENT"
     if reason:
         print(f"tofmipd address: {reason}", file=sys.stderr)
