@@ -472,3 +472,26 @@ def test_what_is_no_connection_is_an_error_of_its_line(house, value):
     with pytest.raises(ConfigError, match="DB_CONNECTION must be a connection") as caught:
         house.files.profile()
     assert caught.value.line == 3
+
+
+def test_what_a_failed_job_had_is_freed_with_its_error(keeper):
+    """Else a configuration that ran out of memory keeps it until the collector comes."""
+
+    class Large:
+        pass
+
+    seen = []
+
+    def job():
+        large = Large()
+        seen.append(weakref.ref(large))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError):
+            keeper.run(job)
+        keeper.run(lambda: None)
+        assert seen[0]() is None
+    finally:
+        gc.enable()

@@ -264,7 +264,7 @@ class Monitor:
             self._workers.remove(child)
             self._serve_queue()
             return
-        if not self._started and self._failure is None:
+        if not self._started and self._failure is None and not self.stopping:
             how = children.how_it_ended(status)
             self._failure = Fatal(SOFTWARE, f"{child.name} cannot start: {how}")
         if child is self._auth.child:

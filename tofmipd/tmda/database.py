@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import re
 import sys
@@ -43,15 +44,12 @@ class Keeper:
     def run(self, job: Callable[[], _T], seconds: float | None = None) -> _T:
         """What ``job`` returns or raises.  Raises TimeoutError after ``seconds``."""
         future: Future[_T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(job())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self.later(work)
-        return future.result(seconds)
+        self.later(functools.partial(_settle, future, job))
+        try:
+            return future.result(seconds)
+        finally:
+            # An error knows this frame; what its own frames hold would stay as long.
+            del future
 
     def later(self, job: Callable[[], object]) -> None:
         """Do something when all else is done; nobody waits for it."""
@@ -62,6 +60,15 @@ class Keeper:
 
     def end(self) -> None:
         self._end()
+
+
+def _settle(future: Future[_T], job: Callable[[], _T]) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        del future
 
 
 def _serve(jobs: queue.SimpleQueue[Callable[[], object] | None]) -> None:

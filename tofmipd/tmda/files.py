@@ -123,9 +123,12 @@ class Files:
                     # Such as /dev/null; others may have no end.
                     return file.read(_DEVICE_OCTETS)
                 limit = CONFINED_LIMIT_OCTETS if self.confined else LIMIT_OCTETS
-                # What the kernel makes up, as in /proc, has no size beforehand.
-                octets = b"" if found.st_size > limit else file.read(limit + 1)
-                if max(found.st_size, len(octets)) > limit:
+                # What is asked for is allocated at once, so no more than the file seems to need.
+                octets = file.read(min(found.st_size, limit) + 1)
+                if found.st_size < len(octets) <= limit:
+                    # It grows, or the kernel makes it up, as in /proc, and had no size for it.
+                    octets += file.read(limit + 1 - len(octets))
+                if len(octets) > limit:
                     raise OSError(errno.EFBIG, f"has more than {limit} octets", path)
                 return octets
         except FileNotFoundError:
