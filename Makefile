@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
 PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
-    python3-gdbm
-PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb
+    python3-gdbm libnet-ssleay-perl gnutls-bin
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli
 
 .PHONY: help run test unit lint format types check bench bench-engine peers clean venv-package
 

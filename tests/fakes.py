@@ -19,16 +19,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tofmipd.auth.credentials import Credentials, Password, Verdict
+from tofmipd.auth.credentials import CramMd5, Credentials, Password, Verdict
 from tofmipd.content import Content
-from tofmipd.handoff.copy import Copy
+from tofmipd.handoff.copy import Copy, Parameters
+from tofmipd.reception import Reception, discard
 from tofmipd.smtp import replies
-from tofmipd.smtp.envelope import Envelope, Peer
+from tofmipd.smtp.envelope import Encryption, Envelope, Peer
 from tofmipd.smtp.reply import BadCommand, Reply
-from tofmipd.smtp.session import MakeChallenge, Policy, Receive, Session, Step, Submit, Verify
-from tofmipd.smtp.stream import LineReader, MessageReader
+from tofmipd.smtp.session import (
+    MakeChallenge,
+    Policy,
+    Receive,
+    ReceiveChunk,
+    Session,
+    StartTls,
+    Step,
+    Submit,
+    Verify,
+)
+from tofmipd.smtp.stream import ChunkReader, LineReader, MessageReader
 
 PATIENCE_SECONDS = 10.0
 ALL_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
@@ -65,9 +76,9 @@ def copy_of(
     sender: bytes = b"a@example.org",
     recipients: tuple[bytes, ...] = (b"x@example.net",),
     header: bytes = b"Subject: test\r\n\r\n",
-    eight_bit: bool = False,
+    **parameters: Any,
 ) -> Copy:
-    return Copy(sender, recipients, header, content_of(body), 0, eight_bit)
+    return Copy(sender, recipients, header, content_of(body), 0, Parameters(**parameters))
 
 
 # The session's side of the gate.
@@ -79,6 +90,7 @@ def is_right(passwords: dict[str, bytes], credentials: Credentials, challenge: b
         return False
     if isinstance(credentials, Password):
         return credentials.password == password
+    assert isinstance(credentials, CramMd5)
     digest = hmac.digest(password, credentials.challenge or challenge, "md5").hex().encode()
     return credentials.digest == digest
 
@@ -126,12 +138,16 @@ class FakeGate:
         self.closed += 1
 
 
+TLS = Encryption("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+
+
 @dataclass
 class Desk:
     """Drives a Session without a socket: octets in, lines of text out.
 
     Each line of a reply comes out as "S: ...", each request to what stands behind the gate as
-    "G: ...".  After a reply that closes comes "S: <closed>", and nothing more.
+    "G: ...".  After a reply that closes comes "S: <closed>", and nothing more.  A handshake always
+    succeeds; ``received`` holds what has been submitted, in wire form.
     """
 
     policy: Policy
@@ -140,22 +156,27 @@ class Desk:
     unavailable: bool = False
     outcome: Reply = TAKEN
     peer: Peer = LOOPBACK
+    encryption: Encryption = TLS
 
     def __post_init__(self) -> None:
         self.session = Session(self.policy, self.peer)
         self.lines = LineReader()
         self.closed = False
-        self._message: MessageReader | None = None
+        self.received: list[bytes] = []
+        self._reception: Reception | None = None
+        # What is being read, and what goes on when it is complete.
+        self._reader: MessageReader | ChunkReader | None = None
+        self._then: Callable[[], Step] = lambda: replies.INTERNAL_ERROR
         self._out: list[str] = []
         self._say(self.session.greeting())
 
     def feed(self, octets: bytes) -> None:
         """Take what the client sends, in any pieces."""
-        if self._message is not None:
-            self._read_message(octets)
-        else:
+        if self._reader is not None:
+            self._read(octets)
+        elif not self.closed:
             self.lines.feed(octets)
-        while not self.closed and self._message is None and self._obey():
+        while not self.closed and self._reader is None and self._obey():
             pass
 
     def said(self) -> list[str]:
@@ -179,10 +200,22 @@ class Desk:
             match step:
                 case Receive(reply=reply):
                     self._say(reply)
-                    self._message = MessageReader(lambda _: None, self.policy.size_limit_octets)
-                    self._read_message(self.lines.take())
+                    reception = Reception(self.policy.size_limit_octets, fix=False)
+                    self._reception = reception
+                    self._await(reception.whole(), self._received)
+                    return
+                case ReceiveChunk():
+                    self._receive_chunk(step)
+                    return
+                case StartTls(reply=reply):
+                    self._say(reply)
+                    self._out.append("G: starttls")
+                    self.lines.take()
+                    self.session.secured(self.encryption)
                     return
                 case Submit(envelope=envelope):
+                    assert self._reception is not None
+                    self.received.append(b"".join(self._reception.content.blocks()))
                     self._out.append("G: " + described(envelope))
                     step = self.session.submitted(self.outcome)
                 case MakeChallenge():
@@ -191,7 +224,27 @@ class Desk:
                 case Verify(credentials=credentials, mechanism=mechanism):
                     self._out.append(f"G: verify {mechanism} {credentials.user}")
                     step = self.session.judged(self._judge(credentials))
+        if self._reception is not None and not self.session.chunking:
+            self._reception.close()
+            self._reception = None
         self._say(step)
+
+    def _received(self) -> Step:
+        assert self._reception is not None
+        return self.session.received(self._reception.finish())
+
+    def _receive_chunk(self, step: ReceiveChunk) -> None:
+        if not step.keep:
+            self._await(discard(step.size_octets), lambda: self.session.chunk_received(None))
+            return
+        if self._reception is None:
+            self._reception = Reception(self.policy.size_limit_octets, fix=False)
+        reception = self._reception
+
+        def done() -> Step:
+            return self.session.chunk_received(reception.finish() if step.last else None)
+
+        self._await(reception.chunk(step.size_octets), done)
 
     def _judge(self, credentials: Credentials) -> Verdict:
         if self.unavailable:
@@ -199,18 +252,18 @@ class Desk:
         right = is_right(self.passwords, credentials, self.challenge)
         return Verdict.ACCEPTED if right else Verdict.REJECTED
 
-    def _read_message(self, octets: bytes) -> None:
-        reader = self._message
-        assert reader is not None
-        rest = reader.feed(octets) if octets else None
+    def _await(self, reader: MessageReader | ChunkReader, then: Callable[[], Step]) -> None:
+        self._reader, self._then = reader, then
+        self._read(self.lines.take())
+
+    def _read(self, octets: bytes) -> None:
+        assert self._reader is not None
+        rest = self._reader.feed(octets)
         if rest is None:
             return
-        self._message = None
+        self._reader = None
         self.lines.feed(rest)
-        problem = replies.MESSAGE_TOO_BIG if reader.too_big else None
-        if problem is None and reader.bare_newline:
-            problem = replies.BARE_NEWLINE
-        self._carry_out(self.session.received(problem))
+        self._carry_out(self._then())
 
     def _say(self, reply: Reply) -> None:
         text = reply.encode().decode("ascii")
@@ -226,9 +279,12 @@ def described(envelope: Envelope) -> str:
     words = [
         f"submit {envelope.protocol} login={envelope.login} helo={envelope.helo}",
         f"from=<{envelope.sender}>",
-        *(f"to=<{recipient}>" for recipient in envelope.recipients),
+        *(f"to=<{r}> {envelope.notices.get(r, '')}".rstrip() for r in envelope.recipients),
         f"size={envelope.size_octets}" if envelope.size_octets else "",
         "8bit" if envelope.eight_bit else "",
+        "utf8" if envelope.smtputf8 else "",
+        f"ret={envelope.ret}" if envelope.ret else "",
+        f"envid={envelope.envid}" if envelope.envid else "",
     ]
     return " ".join(filter(None, words))
 
@@ -249,9 +305,9 @@ class CountingSocket(socket.socket):
 
     writes = 0
 
-    def sendall(self, octets: bytes, flags: int = 0) -> None:
+    def send(self, octets: bytes, flags: int = 0) -> int:
         self.writes += 1
-        super().sendall(octets, flags)
+        return super().send(octets, flags)
 
 
 class Client:

@@ -173,7 +173,16 @@ CERTIFICATE = ("--ssl-cert", "c", "--ssl-key", "k")
         (["--tls", "-f"], "on, optional, localoptional"),
         (["--tls=off"], "on, optional, localoptional"),
         (["--tls=on"], "--ssl-cert and --ssl-key"),
-        (["--ssl", "--ssl-cert", "c"], "--ssl-cert and --ssl-key"),
+        (["--ssl", "--ssl-cert", "c"], "each --ssl-cert needs its --ssl-key"),
+        (["--ssl-key", "k", "--tls=on"], "each --ssl-cert needs its --ssl-key"),
+        (["-p", "localhost:1,ssl"], "--ssl-cert and --ssl-key"),
+        (["-p", "localhost:1,tls"], "behind the comma goes ssl, plain, tls=on"),
+        (["-p", "localhost:1,"], "behind the comma goes"),
+        ([*CERTIFICATE], "of no use without --ssl"),
+        (["--ciphers", "HIGH"], "of no use without --ssl"),
+        (["--ssl-sni-dir", "d"], "of no use without --ssl"),
+        (["--ssl-client-ca", "f"], "of no use without --ssl"),
+        (["--ssl", "-p", "localhost:1,plain", *CERTIFICATE], "of no use without --ssl"),
         (["--ssl", "--tls=on", *CERTIFICATE], "exclude each other"),
         (["-c", "/x", "-S", "/y"], "-c and -S exclude each other"),
         (["address", "--chek", "x"], "'--chek'; did you mean --check?"),
@@ -199,13 +208,6 @@ def test_wrong_usage_is_told_in_one_line_with_status_64(arguments, words, run):
     [
         (["-1"], "-1, --one-session"),
         (["--one-session"], "-1, --one-session"),
-        (["--ssl", *CERTIFICATE], "--ssl"),
-        (["--tls=on", *CERTIFICATE], "--tls"),
-        (["--tls", "optional", *CERTIFICATE], "--tls"),
-        (["--tls=localoptional", *CERTIFICATE], "--tls"),
-        (["--ssl-cert", "c"], "--ssl-cert"),
-        (["--ssl-key", "k"], "--ssl-key"),
-        (["--ciphers", "HIGH"], "--ciphers"),
         (["-R", "imap://host", "-R", "ldap://host/%s"], "-R: ldap"),
         (["-R", "pop3://host"], "-R: pop3"),
         (["-A", "/bin/checkpassword -- /bin/true"], "-A, --authprog"),
@@ -253,7 +255,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_for_debug(run, mon
 )
 def test_host_and_port_are_split_at_the_last_colon(text, host, port):
     """TO-76."""
-    assert host_port(text) == Listen(host, port)
+    assert host_port(text) == Listen(host, port, mode="")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_host_and_port_are_split_at_the_last_colon(text, host, port):
 )
 def test_the_host_of_ipv6_may_stand_in_brackets(text, host, port):
     """TO-77."""
-    assert host_port_v6(text) == Listen(host, port, ipv6=True)
+    assert host_port_v6(text) == Listen(host, port, ipv6=True, mode="")
 
 
 NO_PLACES = ["", ":", "host", "8025", "host:", "host:x", "host:-1", "host:65536", "h:123456"]

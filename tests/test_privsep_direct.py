@@ -282,7 +282,7 @@ def test_a_message_goes_out_tagged_and_otherwise_as_it_came(home, next_hop):
     assert message.recipients == ["x@example.net"]
     lines = message.wire.split(b"\r\n")
     assert lines[0].startswith(b"Received: from client.example (127.0.0.1) by mx.example (tofmipd)")
-    assert lines[0].endswith(b"with ESMTPA;")
+    assert b" (tofmipd) with ESMTPA id test;" in message.wire.replace(b"\r\n ", b" ")
     assert b"To: x@example.net\r\nSubject: a\r\n  test\r\n" in message.wire
     assert body_of(message.wire) == b"Hello\r\n"
 
@@ -496,7 +496,8 @@ def test_received_tells_as_much_as_it_may(home, next_hop, style, own, expected):
         assert b"Received:" not in wire
     else:
         assert re.match(
-            rb"Received: " + expected + rb"\(tofmipd\) with ESMTPA;\s+[A-Z][a-z]{2}, ", wire
+            rb"Received: " + expected + rb"\(tofmipd\) with ESMTPA\s+id\s+test;\s+[A-Z][a-z]{2},\s",
+            wire,
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import CramMd5, Origin, Password, Verdict
+from tofmipd.auth.credentials import Certificate, CramMd5, Origin, Password, Verdict
 from tofmipd.privsep import frames
 from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Submission
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -105,6 +105,7 @@ def test_only_the_kinds_of_its_sender_are_taken_each_with_its_number_of_texts(na
         Password("a" * 255, b"\0" * 0xFFFF),
         Password("n\0\r\nel", b"x"),
         CramMd5("bobby", b"b913a602c7eda7a495b4e6e7334d3890"),
+        Certificate("bobby", b"0\x82\0\r\n"),
     ],
     ids=lambda credentials: f"{type(credentials).__name__} {credentials.user[:5]!r}",
 )
@@ -148,6 +149,11 @@ def test_a_submission_says_which_parts_come_in_files(envelope, inline):
         {"sender": '"a b"@x', "recipients": ["a@b"] * 1000},
         {"helo": "h" * 255, "eight_bit": False, "peer": Peer(), "size_octets": 2**64 - 1},
         {"recipients": ["a" * 4096]},
+        {"encryption": "using STARTTLS, TLSv1.3 TLS_AES_256_GCM_SHA384"},
+        {"ret": "FULL", "envid": "QQ314159"},
+        {"recipients": ["a@b", "c@d"], "notices": {"c@d": "NOTIFY=NEVER ORCPT=rfc822;c@d"}},
+        {"smtputf8": True, "sender": "ä@ö", "recipients": ["用户@例子.广告"]},
+        {"smtputf8": True, "recipients": ["ä@b"], "notices": {"ä@b": "ORCPT=utf-8;ä@b"}},
     ],
 )
 def test_an_envelope_arrives_as_it_was_sent_but_for_the_login_name(changes):
@@ -209,6 +215,7 @@ def control(*texts: bytes, kind=Kind.PROVED) -> bytes:
 def envelope(*, count=1, flags=(0, 0), fields=None) -> bytes:
     head = struct.pack("!QBBHI", 0, *flags, 25, count)
     values = {"id": b"1", "helo": b"h", "protocol": b"ESMTP", "address": b"", "local": b""}
+    values |= {"encryption": b"", "ret": b"", "envid": b""}
     values |= {"sender": b"a@b", "recipient": b"c@d"} | (fields or {})
     return head + b"".join(struct.pack("!H", len(text)) + text for text in values.values())
 
@@ -228,7 +235,7 @@ BAD = [
     ("request", struct.pack("!BQB", Kind.SUBMIT, 1, 0)),
     (
         "request",
-        b"\x12" + frames.encode_login(LOGIN)[1:9] + b"\2" + frames.encode_login(LOGIN)[10:],
+        b"\x12" + frames.encode_login(LOGIN)[1:9] + b"\3" + frames.encode_login(LOGIN)[10:],
     ),
     ("request", frames.encode_login(Login(1, "1" * 41, "PLAIN", LOGIN.credentials, Origin()))),
     ("request", frames.encode_login(Login(1, "1\n", "PLAIN", LOGIN.credentials, Origin()))),
@@ -246,7 +253,20 @@ BAD = [
     ("envelope", envelope(count=2)),
     ("envelope", envelope(count=frames.RECIPIENTS_LIMIT + 1)),
     ("envelope", envelope(count=2**32 - 1)),
-    ("envelope", envelope(flags=(2, 0))),
+    ("envelope", envelope(flags=(8, 0))),
+    ("envelope", envelope(flags=(4, 0))),
+    ("envelope", envelope(flags=(4, 0), fields={"notice": b"N" * 4097})),
+    ("envelope", envelope(flags=(4, 0), fields={"notice": b"NOTIFY=NEVER\r\nQUIT"})),
+    ("envelope", envelope(fields={"notice": b"NOTIFY=NEVER"})),
+    ("envelope", envelope(fields={"encryption": b"T" * 121})),
+    ("envelope", envelope(fields={"encryption": b"TLS\r\nX: y"})),
+    ("envelope", envelope(fields={"ret": b"FULLY"})),
+    ("envelope", envelope(fields={"ret": "ü".encode()})),
+    ("envelope", envelope(fields={"envid": b"e" * 101})),
+    ("envelope", envelope(fields={"envid": b"e\t"})),
+    ("envelope", envelope(flags=(2, 0), fields={"sender": "a\u2028@b".encode()})),
+    ("envelope", envelope(flags=(2, 0), fields={"sender": "a\x85@b".encode()})),
+    ("envelope", envelope(flags=(2, 0), fields={"sender": b"\xff@b"})),
     ("envelope", envelope(flags=(0, 2))),
     ("envelope", envelope(fields={"id": b"1" * 41})),
     ("envelope", envelope(fields={"id": b"1\n2"})),
@@ -290,6 +310,8 @@ def test_what_goes_beyond_a_limit_or_holds_what_it_must_not_is_refused(name, oct
     [
         ("from auth", control(b"a" * 1024, b"b" * 1024)),
         ("envelope", envelope()),
+        ("envelope", envelope(flags=(4, 0), fields={"notice": b""})),
+        ("envelope", envelope(flags=(2, 0), fields={"sender": "ä@b".encode()})),
         ("answer", answer()),
         ("answer", answer(detail=b"")),
         ("answer", answer(400)),

@@ -30,7 +30,6 @@ from fakes import (
 )
 
 from tofmipd import pump as pump_module
-from tofmipd import wire as wire_module
 from tofmipd.content import Content
 from tofmipd.pump import Pump
 from tofmipd.settings import Limits
@@ -59,7 +58,7 @@ class Serving:
         self.stopping = threading.Event()
         self.limits = Limits(**(times | limits))
         self.pump = Pump(
-            Wire(self.socket),
+            Wire(self.socket, self.limits.write_timeout),
             Session(policy, LOOPBACK),
             gate.admit("test", LOOPBACK),
             self.limits,
@@ -422,9 +421,8 @@ def test_a_message_that_drips_is_given_up(serve, gate, monkeypatch):
     assert gate.submitted == []
 
 
-def test_a_client_that_does_not_read_its_replies_is_left(serve, monkeypatch):
-    monkeypatch.setattr(wire_module, "_WRITE_TIMEOUT_SECONDS", 0.2)
-    serving = serve()
+def test_a_client_that_does_not_read_its_replies_is_left(serve):
+    serving = serve(write_timeout=0.2)
     serving.client.socket.settimeout(0.5)
 
     def talk():

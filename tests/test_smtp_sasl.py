@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tofmipd.auth.credentials import CramMd5, Password
 from tofmipd.smtp import sasl
-from tofmipd.smtp.sasl import MECHANISMS, BadExchange
+from tofmipd.smtp.sasl import MECHANISMS, BadExchange, Start
 
 noise = settings(max_examples=200, deadline=None)
 
 
 def run(name, *responses, challenge=b""):
     """The challenges that the mechanism sends, and the credentials it ends with, if it does."""
-    exchange = MECHANISMS[name].begin(challenge)
+    exchange = MECHANISMS[name].begin(Start(challenge))
     challenges = [next(exchange)]
     for response in responses:
         try:

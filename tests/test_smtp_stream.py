@@ -10,9 +10,17 @@ from fakes import in_pieces, octet_by_octet
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tofmipd.content import stuffed
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import BadCommand
-from tofmipd.smtp.stream import LineReader, MessageReader, NewlineFixer
+from tofmipd.smtp.stream import (
+    ChunkReader,
+    LineReader,
+    LoneDots,
+    MessageReader,
+    NewlineFixer,
+    Stuffer,
+)
 
 noise = settings(max_examples=200, deadline=None)
 
@@ -71,8 +79,21 @@ def has_bare_newline(octets):
 
 
 def fixed(pieces):
-    fixer = NewlineFixer()
+    fixer = Fixer()
     return b"".join([*(fixer.feed(piece) for piece in pieces), fixer.finish()])
+
+
+class Fixer:
+    """As a message that comes by DATA is mended: line ends, then what has become an end of data."""
+
+    def __init__(self):
+        self.ends, self.dots = NewlineFixer(), LoneDots()
+
+    def feed(self, piece):
+        return self.dots.feed(self.ends.feed(piece))
+
+    def finish(self):
+        return self.dots.feed(self.ends.finish()) + self.dots.finish()
 
 
 def fixed_by_the_book(message):
@@ -295,8 +316,39 @@ def test_repaired_noise_is_that_of_the_book_and_safe(message, cuts):
 @noise
 @given(NOISE, CUTS)
 def test_what_has_come_out_so_far_never_holds_a_bare_newline_or_an_end(octets, cuts):
-    fixer, seen = NewlineFixer(), b"\r\n"
+    fixer, seen = Fixer(), b"\r\n"
     for piece in in_pieces(octets, cuts):
         seen += fixer.feed(piece)
         assert b"\r\n.\r\n" not in seen
         assert not has_bare_newline(seen.removesuffix(b"\r"))
+
+
+# Chunks.
+
+
+@noise
+@given(NOISE, CUTS)
+def test_stuffed_in_pieces_is_stuffed_as_a_whole(octets, cuts):
+    stuffer = Stuffer()
+    found = b"".join([stuffer.feed(piece) for piece in in_pieces(octets, cuts)])
+    assert found + stuffer.finish() == stuffed(octets)
+
+
+@noise
+@given(st.lists(st.tuples(NOISE, CUTS), max_size=6), NOISE)
+def test_chunks_are_counted_not_looked_at(chunks, behind):
+    kept = []
+    reader = ChunkReader(kept.append)
+    for octets, cuts in chunks:
+        reader.expect(len(octets))
+        rest = reader.feed(b"")
+        for piece in in_pieces(octets, cuts):
+            assert rest is None
+            rest = reader.feed(piece)
+        assert rest == b""
+    reader.expect(3)
+    assert reader.feed(b"xyz" + behind) == behind
+    whole = b"".join(octets for octets, _ in chunks) + b"xyz"
+    assert b"".join(kept) == whole
+    assert reader.size_octets == len(whole)
+    assert reader.bare_newline == has_bare_newline(whole)

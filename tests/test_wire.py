@@ -130,9 +130,8 @@ def test_what_is_queued_leaves_in_one_write(pair):
     wire.close()
 
 
-def test_a_client_that_does_not_read_cannot_hold_a_writer(pair, monkeypatch):
-    monkeypatch.setattr(wire_module, "_WRITE_TIMEOUT_SECONDS", 0.2)
-    wire = Wire(pair[0])
+def test_a_client_that_does_not_read_cannot_hold_a_writer(pair):
+    wire = Wire(pair[0], 0.2)
     wire.queue(bytes(30_000_000))
     begun = time.monotonic()
     with pytest.raises(TimeoutError):

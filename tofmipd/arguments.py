@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from tofmipd.errors import USAGE
-from tofmipd.settings import Listen
+from tofmipd.settings import TLS_MODES, Listen
 
 _WIDTH = 88
 
@@ -56,7 +56,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def host_port(text: str) -> Listen:
-    """``HOST:PORT``, split at the last colon; an empty host means all interfaces."""
+    """``HOST:PORT[,MODE]``, split at the last colon; an empty host means all interfaces.
+
+    MODE is ``ssl``, ``tls=on`` and the like, or ``plain``; without one it is "", which is for
+    the options of all listeners to say.
+    """
     listen = _host_port(text)
     if ":" in listen.host or "[" in listen.host:
         raise argparse.ArgumentTypeError(f"{text!r}: IPv6 addresses go with -6")
@@ -64,16 +68,20 @@ def host_port(text: str) -> Listen:
 
 
 def _host_port(text: str) -> Listen:
-    host, colon, port = text.rpartition(":")
+    place, comma, mode = text.partition(",")
+    host, colon, port = place.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return Listen(host, int(port))
+    known = {"ssl": "ssl", "plain": "plain"} | {f"tls={word}": word for word in TLS_MODES}
+    if comma and mode not in known:
+        raise argparse.ArgumentTypeError(f"{text!r}: behind the comma goes {', '.join(known)}")
+    return Listen(host, int(port), mode=known[mode] if comma else "")
 
 
 def host_port_v6(text: str) -> Listen:
     """The same for IPv6; the host may stand in brackets."""
     listen = _host_port(text)
-    return Listen(listen.host.removeprefix("[").removesuffix("]"), listen.port, ipv6=True)
+    return listen._replace(host=listen.host.removeprefix("[").removesuffix("]"), ipv6=True)
 
 
 def positive(text: str) -> int:

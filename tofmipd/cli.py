@@ -20,11 +20,15 @@ from typing import cast
 from tofmipd import __version__
 from tofmipd.arguments import Parser
 from tofmipd.errors import CANT_CREATE, PERMISSION, SOFTWARE, UNAVAILABLE, USAGE, Fatal
-from tofmipd.options import COMMANDS, TLS_MODES, make_parser
+from tofmipd.options import COMMANDS, make_parser
 from tofmipd.programs import PATH
 from tofmipd.settings import (
+    DEFAULT_PORT,
+    TLS_MODES,
+    EncryptionSettings,
     GlobalMode,
     Limits,
+    Listen,
     NextHopLimits,
     Person,
     ProgramLimits,
@@ -36,11 +40,6 @@ from tofmipd.settings import (
 # Options whose feature is not there yet: destination -> how the person wrote it.
 _NOT_BUILT_YET = {
     "one_session": "-1, --one-session",
-    "ssl": "--ssl",
-    "tls": "--tls",
-    "ssl_cert": "--ssl-cert",
-    "ssl_key": "--ssl-key",
-    "ciphers": "--ciphers",
     "authprog": "-A, --authprog",
     "pamauth": "-m, --pamauth",
 }
@@ -140,9 +139,25 @@ def _refuse_contradictions(parser: Parser, options: argparse.Namespace) -> None:
     if options.configdir and options.vhome_script:
         parser.error("-c and -S exclude each other")
     if options.ssl and options.tls:
-        parser.error("--ssl and --tls exclude each other")
-    if (options.ssl or options.tls) and not (options.ssl_cert and options.ssl_key):
+        parser.error("--ssl and --tls exclude each other; -p HOST:PORT,ssl is for one listener")
+    certificates = len(options.ssl_cert), len(options.ssl_key)
+    if certificates[0] != certificates[1]:
+        parser.error("each --ssl-cert needs its --ssl-key, and the other way round")
+    encrypted = [spec for spec in _listeners(options) if spec.mode != "plain"]
+    if encrypted and not options.ssl_cert:
         parser.error("--ssl and --tls need both --ssl-cert and --ssl-key")
+    others = options.ssl_cert or options.ssl_sni_dir or options.ssl_client_ca or options.ciphers
+    if others and not encrypted:
+        parser.error("certificates and ciphers are of no use without --ssl or --tls=MODE")
+
+
+def _listeners(options: argparse.Namespace) -> tuple[Listen, ...]:
+    """Where to listen, each with its mode."""
+    mode = "ssl" if options.ssl else options.tls or "plain"
+    asked = [*options.proxyport, *options.ipv6proxyport] or [
+        Listen("localhost", DEFAULT_PORT, mode="")
+    ]
+    return tuple(spec._replace(mode=spec.mode or mode) for spec in asked)
 
 
 def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
@@ -174,9 +189,12 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
     limits = Limits(
         connections=options.connections,
+        connections_per_address=options.connections_per_address,
         login_timeout=options.login_timeout,
         idle_timeout=options.idle_timeout,
         data_timeout=options.data_timeout,
+        minimum_rate=options.minimum_rate,
+        write_timeout=options.write_timeout,
         size=options.size,
         max_recipients=options.max_recipients,
         max_errors=options.max_errors,
@@ -188,7 +206,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         person=who,
         global_mode=mode,
-        listen=tuple(options.proxyport + options.ipv6proxyport) or Settings(who).listen,
+        listen=_listeners(options),
         authfile=absolute(options.authfile or default, who.home),
         sources=sources,
         ipauthmap="/etc/ipauthmap" if mode else f"{who.home}/.tmda/ipauthmap",
@@ -207,10 +225,22 @@ def _settings(options: argparse.Namespace) -> Settings:
         one_cpu=options.cpus == "one",
         insecure_auth=options.insecure_auth,
         fix_bare_newline=options.bare_newline == "fix",
+        pass_eight_bit=options.eight_bit == "pass",
+        encryption=_encryption(options, who),
         received=options.received,
         limits=limits,
         next_hop=next_hop,
         programs=ProgramLimits(options.source_timeout, options.script_timeout),
+    )
+
+
+def _encryption(options: argparse.Namespace, who: Person) -> EncryptionSettings:
+    pairs = zip(options.ssl_cert, options.ssl_key, strict=True)
+    return EncryptionSettings(
+        pairs=tuple((absolute(cert, who.home), absolute(key, who.home)) for cert, key in pairs),
+        ciphers=options.ciphers,
+        client_ca=absolute(options.ssl_client_ca, who.home),
+        sni_directory=absolute(options.ssl_sni_dir, who.home),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -12,18 +13,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tofmipd import cpus
+from tofmipd import cpus, encrypted
 from tofmipd import log as log_module
-from tofmipd.auth.passwordfile import PasswordFileError
+from tofmipd.auth.files import SourceFileError
 from tofmipd.dates import rfc5322_date
+from tofmipd.encrypted import Encryption
 from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, UNAVAILABLE, Fatal
 from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep import confine
 from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.personal import personal_gate
 from tofmipd.server import Listener, ListenError, Service, bind, service_of
 from tofmipd.settings import GlobalMode, Scripts, Settings
 
 log = logging.getLogger(__name__)
+
+# What a session needs: the client's socket, the next hop's, a file, a spare.
+_DESCRIPTORS_PER_SESSION = 4
 
 
 def run(
@@ -42,12 +48,17 @@ def run(
     if settings.global_mode is not None:
         return run_global(settings, settings.global_mode)
     pool = Pool()
+    confine.descriptors(settings.limits.connections * _DESCRIPTORS_PER_SESSION + 200)
+    encryption = Encryption(settings)
     try:
         gate = personal_gate(settings, pool, observer)
-    except PasswordFileError as error:
+    except SourceFileError as error:
         raise Fatal(CONFIG, str(error)) from None
-    service = service_of(settings, gate)
-    listeners = [Listener(sock, service) for sock in listen(settings)]
+    service = service_of(settings, gate, encryption.encrypt)
+    listeners = [
+        Listener(sock, service, where.mode)
+        for where, sock in zip(settings.listen, listen(settings), strict=True)
+    ]
     if settings.foreground:
         announce([listener.socket for listener in listeners])
     else:
@@ -58,7 +69,7 @@ def run(
         cpus.keep_to_one()
     if started is not None:
         started()
-    serve(service, listeners)
+    serve(service, listeners, Reload(settings, encryption))
     pool.close()
     return 0
 
@@ -155,13 +166,41 @@ def announce(sockets: Sequence[socket.socket]) -> None:
         print(f"\tListening on {shown}:{port}", file=sys.stderr, flush=True)
 
 
-def serve(service: Service, listeners: list[Listener]) -> None:
-    """Accept until SIGTERM, SIGINT or SIGHUP, then let messages under way finish."""
+class Reload:
+    """What SIGHUP, or changed files, mean for a personal daemon: certificates are read again.
+
+    Who has started it in a terminal and closes that wants it to end instead.
+    """
+
+    def __init__(self, settings: Settings, encryption: Encryption) -> None:
+        self._encryption = encryption
+        self._of_terminal = settings.foreground and os.isatty(sys.stderr.fileno())
+
+    @property
+    def patience_seconds(self) -> float | None:
+        """How long to wait for a signal before it is looked whether something has changed."""
+        return encrypted.LOOK_SECONDS if self._encryption.watched else None
+
+    def ends(self, number: int) -> bool:
+        """Whether a signal means the end; else it has been obeyed."""
+        if number != signal.SIGHUP or self._of_terminal:
+            return True
+        # A log file that is not there any more is made anew without being told.
+        self._encryption.reload()
+        return False
+
+    def look(self) -> None:
+        if self._encryption.changed():
+            self._encryption.reload()
+
+
+def serve(service: Service, listeners: list[Listener], reload: Reload) -> None:
+    """Accept until SIGTERM or SIGINT, then let messages under way finish."""
     signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     for listener in listeners:
         listener.start()
     log.info("started, pid %d", os.getpid())
-    number = os.read(signals, 1)[0]
+    number = _last_signal(signals, reload)
     log.info("stopping on %s", signal.Signals(number).name)
     service.begin_stop()
     for listener in listeners:
@@ -170,6 +209,17 @@ def serve(service: Service, listeners: list[Listener]) -> None:
         log.warning("some sessions did not end in time and are cut off")
     log.info("stopped")
     _deaf()
+
+
+def _last_signal(signals: int, reload: Reload) -> int:
+    """Wait for the one that ends the program; others are obeyed."""
+    while True:
+        if not select.select([signals], [], [], reload.patience_seconds)[0]:
+            reload.look()
+            continue
+        number = os.read(signals, 1)[0]
+        if reload.ends(number):
+            return number
 
 
 def _deaf() -> None:

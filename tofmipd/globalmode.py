@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from tofmipd import cpus
 from tofmipd import log as log_module
-from tofmipd.auth.passwordfile import PasswordFileError
+from tofmipd.auth.files import SourceFileError
 from tofmipd.auth.sources import chain_of, offered
-from tofmipd.errors import CONFIG
+from tofmipd.encrypted import Encryption
+from tofmipd.errors import CONFIG, Fatal
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep import confine, linux
 from tofmipd.privsep.accounts import Admission, NoAccount
@@ -31,6 +32,7 @@ from tofmipd.privsep.children import Birth, end_with_monitor
 from tofmipd.privsep.drop import Rights, become
 from tofmipd.privsep.frames import Control, Kind
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.keyfiles import Keys, reader_of
 from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.personal import throttle_of
 from tofmipd.privsep.plan import Plan
@@ -41,6 +43,7 @@ from tofmipd.privsep.worker import Shipping, Worker
 from tofmipd.programs import PATH
 from tofmipd.server import Listener, service_of
 from tofmipd.settings import GlobalMode, Settings
+from tofmipd.tls.files import Watch, paths_of
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,16 @@ class GlobalDaemon:
             leave_timeout=settings.programs.script_timeout + leave,
             reopen=_reopen_log,
             close_listeners=self._close_sockets,
+            keys=self._keys(),
         )
+
+    def _keys(self) -> Keys | None:
+        """What the server gets again when it changes: it may not read it any more by then."""
+        settings = self.settings.encryption
+        if not settings.pairs:
+            return None
+        watch = Watch(settings)
+        return Keys(lambda: paths_of(settings), watch.changed)
 
     def _files(self) -> tuple[str, ...]:
         """Those that auth reads and only root may."""
@@ -98,6 +110,8 @@ class GlobalDaemon:
         paths = [spec.argument for spec in settings.all_sources if spec.kind == "file"]
         if settings.scripts.virtual_home:
             paths.append(settings.scripts.virtual_domains)
+        if settings.encryption.client_ca:
+            paths.append(settings.encryption.client_ca)
         return (*paths, settings.ipauthmap)
 
     def _close_sockets(self) -> None:
@@ -113,6 +127,10 @@ class GlobalDaemon:
         """Everything that clients see, under the service's account."""
         settings = self.settings
         confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
+        try:
+            encryption = Encryption(settings)
+        except Fatal as error:
+            return _failed(control, str(error), error.status)
         self._step_down()
         script = settings.scripts.throttle
         if script and not os.access(script, os.X_OK):
@@ -125,9 +143,18 @@ class GlobalDaemon:
             cpus.keep_to_one(self.monitor)
         # One source may keep a login waiting after the other.
         auth_limit = settings.programs.source_timeout * len(settings.all_sources) + 5
-        gate = RemoteGate(control, offered(settings), auth_limit, throttle_of(settings))
-        service = service_of(settings, gate)
-        listeners = [Listener(sock, service) for sock in self.sockets]
+        gate = RemoteGate(
+            control,
+            offered(settings),
+            auth_limit,
+            throttle_of(settings),
+            lambda files: encryption.take(list(files), reader_of(files)),
+        )
+        service = service_of(settings, gate, encryption.encrypt)
+        listeners = [
+            Listener(sock, service, where.mode)
+            for where, sock in zip(settings.listen, self.sockets, strict=True)
+        ]
         stop = threading.Event()
         threading.Thread(target=gate.obey, args=(stop.set,), daemon=True).start()
         for listener in listeners:
@@ -160,7 +187,7 @@ class GlobalDaemon:
             chain = chain_of(settings, 0, files.opener)
             if settings.scripts.virtual_home:
                 domains = VirtualDomains(settings.scripts.virtual_domains, files.opener)
-        except PasswordFileError as error:
+        except SourceFileError as error:
             return _failed(control, str(error))
         except OSError as error:
             text = f"cannot read {error.filename}: {error.strerror}; name the file with -v"
@@ -216,10 +243,10 @@ class GlobalDaemon:
         return status
 
 
-def _failed(control: Channel, text: str) -> int:
+def _failed(control: Channel, text: str, status: int = CONFIG) -> int:
     """Tell the monitor why there can be no service."""
-    control.send(Control(Kind.FAILED, CONFIG, (text[:300],)).encode())
-    return CONFIG
+    control.send(Control(Kind.FAILED, status, (text[:300],)).encode())
+    return status
 
 
 def _identities(admission: Admission, domains: VirtualDomains | None) -> Callable[[str], Identity]:

@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tofmipd.arguments import Parser, host_port, host_port_v6, positive, seconds
-from tofmipd.settings import GlobalMode, Limits, NextHopLimits, ProgramLimits, Scripts, SourceSpec
+from tofmipd.settings import (
+    TLS_MODES,
+    GlobalMode,
+    Limits,
+    NextHopLimits,
+    ProgramLimits,
+    Scripts,
+    SourceSpec,
+)
 
 # The tools beside the daemon: word -> what it does.  Each is a module of tofmipd.commands.
 COMMANDS = {
@@ -19,7 +27,6 @@ COMMANDS = {
     "inject": "send a message, tagged, like a sendmail program",
     "demo": "try everything out in a folder of its own",
 }
-TLS_MODES = ("on", "optional", "localoptional")
 
 _USAGE = "tofmipd [options]\n       tofmipd WORD ...      (tofmipd WORD --help says more)"
 
@@ -109,7 +116,8 @@ def _add_connection(parser: Parser) -> None:
         type=host_port,
         action="append",
         default=[],
-        help="listen there (default: localhost:8025); may be repeated",
+        help="listen there (default: localhost:8025); with ,ssl ,tls=MODE ,plain behind it in"
+        " its own way; may be repeated",
     )
     add(
         "-6",
@@ -129,6 +137,13 @@ def _add_connection(parser: Parser) -> None:
         help="connections at a time; others wait (default: 1000)",
     )
     add(
+        "--connections-per-address",
+        metavar="NUM",
+        type=positive,
+        default=_LIMITS.connections_per_address,
+        help="of these, from one address elsewhere (default: 50)",
+    )
+    add(
         "--cpus",
         choices=("one", "all"),
         default="one",
@@ -140,6 +155,12 @@ def _add_connection(parser: Parser) -> None:
         choices=("reject", "fix"),
         default="reject",
         help="a bare CR or LF in a message (default: reject)",
+    )
+    add(
+        "--eight-bit",
+        choices=("reject", "pass"),
+        default="reject",
+        help="8BITMIME for a next hop that does not offer it (default: reject)",
     )
 
 
@@ -177,17 +198,36 @@ def _add_authentication(parser: Parser) -> None:
 
 def _add_tls(parser: Parser) -> None:
     add = _group(parser, "Encryption", "tofmipd --tls=on --ssl-cert chain.pem --ssl-key key.pem")
-    add("--ssl", action="store_true", help="TLS from the first octet (not yet)")
+    add("--ssl", action="store_true", help="TLS from the first octet, on all that -p names")
     add(
         "--tls",
         metavar="MODE",
         nargs="?",
         const="",
-        help="STARTTLS: " + ", ".join(TLS_MODES) + " (not yet)",
+        help="STARTTLS: " + ", ".join(TLS_MODES),
     )
-    add("--ssl-cert", metavar="FILE", help="certificate chain, PEM (not yet)")
-    add("--ssl-key", metavar="FILE", help="its key, PEM (not yet)")
-    add("--ciphers", metavar="LIST", help="OpenSSL's cipher list (not yet)")
+    add(
+        "--ssl-cert",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="certificate chain, PEM; again for another kind of key",
+    )
+    add(
+        "--ssl-key",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="its key, PEM; in the same order",
+    )
+    add("--ssl-sni-dir", metavar="DIR", default="", help="more: NAME.pem, NAME/fullchain.pem")
+    add(
+        "--ssl-client-ca",
+        metavar="FILE",
+        default="",
+        help="authorities whose client certificates are logins (EXTERNAL)",
+    )
+    add("--ciphers", metavar="LIST", default="", help="OpenSSL's list for TLS 1.2")
 
 
 def _add_virtual(parser: Parser) -> None:
@@ -217,6 +257,8 @@ def _add_limits(parser: Parser) -> None:
     number("--login-timeout", "SECONDS", _LIMITS.login_timeout, "from connecting to the login")
     number("--idle-timeout", "SECONDS", _LIMITS.idle_timeout, "between commands")
     number("--data-timeout", "SECONDS", _LIMITS.data_timeout, "between parts of a message")
+    number("--minimum-rate", "OCTETS", _LIMITS.minimum_rate, "a second, of a message after 60 s")
+    number("--write-timeout", "SECONDS", _LIMITS.write_timeout, "for a client to read a reply")
     number("--source-timeout", "SECONDS", _PROGRAMS.source_timeout, "for a source's verdict")
     number("--script-timeout", "SECONDS", _PROGRAMS.script_timeout, "for a script or a config")
     number("--max-workers", "NUM", _GLOBAL.max_workers, "processes of users")

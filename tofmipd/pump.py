@@ -5,16 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from tofmipd.auth.credentials import Verdict
-from tofmipd.content import Content
 from tofmipd.gate import Pass
 from tofmipd.log import TRACE
+from tofmipd.reception import Reception, discard
 from tofmipd.settings import Limits
 from tofmipd.smtp import replies
+from tofmipd.smtp.envelope import Encryption
 from tofmipd.smtp.reply import BadCommand, Reply
-from tofmipd.smtp.session import MakeChallenge, Receive, Session, Step, Submit, Verify
-from tofmipd.smtp.stream import LineReader, MessageReader, NewlineFixer
+from tofmipd.smtp.session import (
+    MakeChallenge,
+    Receive,
+    ReceiveChunk,
+    Session,
+    StartTls,
+    Step,
+    Submit,
+    Verify,
+)
+from tofmipd.smtp.stream import ChunkReader, LineReader, MessageReader
 from tofmipd.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -23,7 +34,12 @@ trace = logging.getLogger(TRACE)
 _COMMAND_OCTETS = 16 << 10
 _DATA_OCTETS = 256 << 10
 _GRACE_SECONDS = 60
-_MINIMUM_RATE = 100
+# How much of a message is read that is too big anyway: so much more, and the limit once more.
+_PATIENCE_OCTETS = 16 << 20
+
+# Makes an encrypted wire of a plain one, until a deadline of time.monotonic(); whether TLS comes
+# first on the connection.  Raises TimeoutError, ConnectionError.
+Encrypt = Callable[[Wire, float, bool], tuple[Wire, Encryption]]
 
 
 class Hangup(Exception):
@@ -43,6 +59,8 @@ class Pump:
         *,
         session_id: str,
         fix_bare_newline: bool = False,
+        encrypt: Encrypt | None = None,
+        encrypt_at_once: bool = False,
     ) -> None:
         self._wire = wire
         self._session = session
@@ -51,23 +69,22 @@ class Pump:
         self._stopping = stopping
         self._id = session_id
         self._fix = fix_bare_newline
+        self._encrypt = encrypt
+        self._encrypt_at_once = encrypt_at_once
         self._lines = LineReader()
-        self._content = Content()
-        self._login_deadline = time.monotonic() + limits.login_timeout
+        self._reception: Reception | None = None
+        self._begun = time.monotonic()
+        self._login_deadline = self._begun + limits.login_timeout
         self._failures = 0
         self._idle = False
+        self._expired = False
         self._tracing = trace.isEnabledFor(logging.DEBUG)
 
     def run(self) -> None:
         """Talk until one of the two has enough.  Raises nothing but bugs outside commands."""
-        self._say(self._session.greeting())
         linger = False
         try:
-            while not (reply := self._obey_next()).closes:
-                pass
-            self._wire.flush()
-            # After these the client has nothing more to say.
-            linger = reply not in (replies.BYE, replies.SHUTTING_DOWN)
+            linger = self._talk()
         except TimeoutError as error:
             log.info("s=%s timeout: %s", self._id, error)
             linger = self._last_words(replies.TIMED_OUT)
@@ -78,13 +95,36 @@ class Pump:
             log.exception("s=%s internal error", self._id)
             linger = self._last_words(replies.INTERNAL_ERROR)
         finally:
-            self._content.close()
+            self._forget_message()
             self._pass.close()
             self._wire.close(linger=linger)
+
+    def _talk(self) -> bool:
+        """The session, up to the reply that closes it; whether the client may have more to say.
+
+        Raises Hangup, TimeoutError, ConnectionError.
+        """
+        if self._encrypt_at_once and not self._start_tls():
+            return False
+        self._say(self._session.greeting())
+        while True:
+            reply = self._obey_next()
+            if reply is None:
+                return False
+            if reply.closes:
+                self._wire.flush()
+                return reply not in (replies.BYE, replies.SHUTTING_DOWN)
 
     def stop(self) -> None:
         """Called from another thread: end the session if it waits for a command."""
         if self._idle:
+            self._wire.interrupt()
+
+    def expire(self, age_seconds: float) -> None:
+        """Called from another thread: end the session if it has not logged in after so long."""
+        young = time.monotonic() - self._begun < age_seconds
+        if self._idle and not young and not self._session.authenticated:
+            self._expired = True
             self._wire.interrupt()
 
     def _last_words(self, reply: Reply) -> bool:
@@ -100,8 +140,11 @@ class Pump:
             trace.debug("s=%s S: %s", self._id, reply)
         self._wire.queue(reply.encode())
 
-    def _obey_next(self) -> Reply:
-        """Read one line and do what it asks for; the reply that ended that."""
+    def _obey_next(self) -> Reply | None:
+        """Read one line and do what it asks for; the reply that ended that.
+
+        None: no more can be said, because the connection could not be encrypted.
+        """
         try:
             line = self._next_line()
             if line is None:
@@ -113,7 +156,11 @@ class Pump:
         except BadCommand as error:
             step = self._session.bad_line(error.reply)
         while not isinstance(step, Reply):
+            if isinstance(step, StartTls):
+                return step.reply if self._obey_starttls(step.reply) else None
             step = self._perform(step)
+        if self._reception is not None and not self._session.chunking:
+            self._forget_message()
         if step.code >= 400:
             log.info("s=%s refused: %s", self._id, step)
         self._say(step)
@@ -139,6 +186,8 @@ class Pump:
                 if not octets:
                     if self._stopping.is_set():
                         return None
+                    if self._expired:
+                        raise TimeoutError("not logged in, and others wait for a connection")
                     raise Hangup("closed by the client")
                 self._lines.feed(octets)
                 line = self._lines.line(limit)
@@ -146,14 +195,46 @@ class Pump:
             self._idle = False
         return line
 
-    def _perform(self, step: MakeChallenge | Verify | Receive | Submit) -> Step:
+    def _obey_starttls(self, go_ahead: Reply) -> bool:
+        """Whether the session goes on."""
+        self._say(go_ahead)
+        self._wire.flush()
+        early = self._lines.take()
+        if early:
+            # Whoever sent it, it has not come through TLS (RFC 3207 section 4.2).
+            log.warning("s=%s %d octets behind STARTTLS are ignored", self._id, len(early))
+        return self._start_tls()
+
+    def _start_tls(self) -> bool:
+        """Do the handshake; whether it led to anything."""
+        assert self._encrypt is not None
+        self._idle = True
+        try:
+            self._wire, encryption = self._encrypt(
+                self._wire, self._login_deadline, self._encrypt_at_once
+            )
+        except (TimeoutError, ConnectionError) as error:
+            log.info("s=%s no TLS: %s", self._id, error)
+            return False
+        finally:
+            self._idle = False
+        log.debug("s=%s %s", self._id, encryption)
+        self._session.secured(encryption)
+        return True
+
+    def _perform(self, step: MakeChallenge | Verify | Receive | ReceiveChunk | Submit) -> Step:
         """Carry a request of the session out.  A defect behind the gate costs this command only."""
-        if isinstance(step, Receive):
-            return self._session.received(self._receive(step.reply))
+        match step:
+            case Receive():
+                return self._session.received(self._receive(step.reply))
+            case ReceiveChunk():
+                return self._session.chunk_received(self._receive_chunk(step))
         try:
             match step:
                 case Submit(envelope=envelope):
-                    return self._session.submitted(self._pass.submit(envelope, self._content))
+                    assert self._reception is not None
+                    content = self._reception.content
+                    return self._session.submitted(self._pass.submit(envelope, content))
                 case Verify():
                     return self._session.judged(self._verify(step))
                 case MakeChallenge():
@@ -161,8 +242,6 @@ class Pump:
         except Exception:
             log.exception("s=%s internal error", self._id)
             return replies.INTERNAL_ERROR
-        finally:
-            self._content.close()
 
     def _verify(self, step: Verify) -> Verdict:
         """A rejection takes equally long whatever its reason, and longer each time."""
@@ -178,53 +257,62 @@ class Pump:
         return verdict
 
     def _receive(self, go_ahead: Reply) -> Reply | None:
-        """Read a message into the content; what is wrong with it, if anything."""
+        """Read a message; what is wrong with it, if anything."""
         self._say(go_ahead)
-        self._content = content = Content()
-        failures: list[OSError] = []
+        reception = self._reception = Reception(self._limits.size, fix=self._fix)
+        if not self._read(reception.whole()):
+            return replies.MUCH_TOO_BIG
+        return self._judged(reception, reception.finish())
 
-        def write(block: bytes) -> None:
-            try:
-                if not failures:
-                    content.write(block)
-            except OSError as error:
-                failures.append(error)
+    def _receive_chunk(self, step: ReceiveChunk) -> Reply | None:
+        """Read a chunk; what is wrong with it, or with the message that it completes."""
+        if not step.keep:
+            self._read(discard(step.size_octets))
+            return None
+        if self._reception is None:
+            self._reception = Reception(self._limits.size, fix=self._fix)
+        reception = self._reception
+        self._read(reception.chunk(step.size_octets))
+        return self._judged(
+            reception, reception.finish() if step.last else reception.chunk_problem()
+        )
 
-        fixer = NewlineFixer() if self._fix else None
-        keep = write if fixer is None else lambda block: write(fixer.feed(block))
-        reader = MessageReader(keep, self._limits.size)
-        self._read_message(reader)
-        if fixer is not None:
-            write(fixer.finish())
-        problem = None
-        if failures:
-            log.error("s=%s no room for the message: %s", self._id, failures[0])
-            problem = replies.NO_ROOM
-        elif reader.too_big:
-            problem = replies.MESSAGE_TOO_BIG
-        elif reader.bare_newline and fixer is None:
-            problem = replies.BARE_NEWLINE
-        if problem is not None:
-            content.close()
+    def _judged(self, reception: Reception, problem: Reply | None) -> Reply | None:
+        if reception.failure is not None:
+            log.error("s=%s no room for the message: %s", self._id, reception.failure)
         return problem
 
-    def _read_message(self, reader: MessageReader) -> None:
-        """Feed the reader up to the end of the message; the rest are commands again."""
+    def _forget_message(self) -> None:
+        """Give back what it takes up."""
+        if self._reception is not None:
+            self._reception.close()
+            self._reception = None
+
+    def _read(self, reader: MessageReader | ChunkReader) -> bool:
+        """Feed the reader up to the end; the rest are commands again.
+
+        False: it is so long that nobody waits for its end.  Raises Hangup, TimeoutError,
+        ConnectionError.
+        """
         begun = time.monotonic()
+        before, most = reader.size_octets, 2 * self._limits.size + _PATIENCE_OCTETS
         want = _COMMAND_OCTETS
-        octets = self._lines.take()
-        self._wire.flush()
-        while True:
-            rest = reader.feed(octets) if octets else None
-            if rest is not None:
-                self._lines.feed(rest)
-                return
+        rest = reader.feed(self._lines.take())
+        if rest is None:
+            # Who waits for the replies so far before he goes on gets them.
+            self._wire.flush()
+        while rest is None:
             now = time.monotonic()
-            age = now - begun
-            if age > _GRACE_SECONDS and reader.size_octets < age * _MINIMUM_RATE:
+            age, size = now - begun, reader.size_octets - before
+            if age > _GRACE_SECONDS and size < age * self._limits.minimum_rate:
                 raise TimeoutError("the message comes too slowly")
+            if size > most:
+                return False
             octets = self._wire.receive(want, now + self._limits.data_timeout)
             if not octets:
                 raise Hangup("closed by the client within a message")
             if len(octets) == want:
                 want = _DATA_OCTETS
+            rest = reader.feed(octets)
+        self._lines.feed(rest)
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import secrets
@@ -13,8 +14,9 @@ import time
 from typing import Any
 
 from tofmipd.gate import Gate
-from tofmipd.pump import Pump
-from tofmipd.settings import Limits, Listen, Settings
+from tofmipd.pump import Encrypt, Pump
+from tofmipd.settings import TLS_MODES, Limits, Listen, Settings
+from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Peer
 from tofmipd.smtp.sasl import MECHANISMS
 from tofmipd.smtp.session import Policy, Session
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _POLL_SECONDS = 0.5
+# Above three quarters of the connections; else the limit is that of the settings.
+CROWDED_LOGIN_SECONDS = 10
 
 
 class ListenError(Exception):
@@ -38,7 +42,8 @@ class Service:
     """All sessions of a process.
 
     ``offer`` are the mechanisms in the order in which they are announced; those that show the
-    password are withheld from clients elsewhere unless ``insecure_auth``.
+    password are withheld from clients elsewhere unless ``insecure_auth``.  ``encrypt`` starts TLS
+    on a connection, None where no listener has any.
     """
 
     def __init__(
@@ -50,36 +55,54 @@ class Service:
         insecure_auth: bool = False,
         fix_bare_newline: bool = False,
         needs_login: bool = True,
+        encrypt: Encrypt | None = None,
     ) -> None:
         self._gate = gate
         self._limits = limits
         self._fix = fix_bare_newline
+        self._insecure_auth = insecure_auth
+        self._encrypt = encrypt
         self._slots = threading.BoundedSemaphore(limits.connections)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._pumps: set[Pump] = set()
+        self._by_network: dict[str, int] = {}
         self._ended = threading.Condition(self._lock)
         self._ids = itertools.count(secrets.randbits(24))
-        offer = tuple(name for name in MECHANISMS if name in gate.mechanisms)
-        safe = tuple(name for name in offer if not MECHANISMS[name].clear)
-        withheld = tuple(name for name in offer if MECHANISMS[name].clear)
-        self._near = self._policy(host_name, offer, (), needs_login)
-        self._far = self._near
-        if not insecure_auth:
-            self._far = self._policy(host_name, safe, withheld, needs_login)
-
-    def _policy(
-        self, host_name: str, offer: tuple[str, ...], withheld: tuple[str, ...], needs_login: bool
-    ) -> Policy:
-        return Policy(
+        self._plain = Policy(
             host_name,
-            offer,
-            withheld,
-            self._limits.size,
-            self._limits.max_recipients,
-            self._limits.max_errors,
-            self._limits.max_auth_failures,
-            needs_login,
+            tuple(name for name in MECHANISMS if name in gate.mechanisms),
+            size_limit_octets=limits.size,
+            max_recipients=limits.max_recipients,
+            max_errors=limits.max_errors,
+            max_auth_failures=limits.max_auth_failures,
+            needs_login=needs_login,
+        )
+        # By the mode of the listener, and whether the client is on this machine.
+        self._policies = {
+            (mode, near): self._policy(mode, near)
+            for mode in ("plain", "ssl", *TLS_MODES)
+            for near in (True, False)
+        }
+
+    def _policy(self, mode: str, near: bool) -> Policy:
+        """What is offered before TLS; after it all is."""
+        offer = self._plain.mechanisms
+        required = mode in ("ssl", "on") or (mode == "localoptional" and not near)
+        clear = mode in ("optional", "localoptional") or near or self._insecure_auth
+        shown: tuple[str, ...] = ()
+        if not required:
+            shown = tuple(
+                name
+                for name in offer
+                if name != "EXTERNAL" and (clear or not MECHANISMS[name].clear)
+            )
+        return dataclasses.replace(
+            self._plain,
+            mechanisms=shown,
+            withheld=tuple(name for name in offer if name not in shown),
+            starttls=mode in TLS_MODES,
+            tls_required=required,
         )
 
     def begin_stop(self) -> None:
@@ -91,25 +114,56 @@ class Service:
         while not self._stopping.is_set():
             if self._slots.acquire(timeout=_POLL_SECONDS):
                 return True
+            self.tend()
         return False
 
     def give_slot(self) -> None:
         self._slots.release()
 
-    def serve(self, sock: socket.socket, peer: Peer) -> None:
+    def admits(self, peer: Peer) -> bool:
+        """Whether one more client of this address may come; it counts from now on."""
+        if peer.loopback:
+            return True
+        network = network_of(peer.address)
+        with self._lock:
+            count = self._by_network.get(network, 0)
+            if count >= self._limits.connections_per_address:
+                return False
+            self._by_network[network] = count + 1
+        return True
+
+    def left(self, peer: Peer) -> None:
+        """A client that was admitted is gone."""
+        if peer.loopback:
+            return
+        network = network_of(peer.address)
+        with self._lock:
+            self._by_network[network] -= 1
+            if not self._by_network[network]:
+                del self._by_network[network]
+
+    def tend(self) -> None:
+        """Called now and then: where room gets scarce, who has not logged in must hurry."""
+        with self._lock:
+            if 4 * len(self._pumps) > 3 * self._limits.connections:
+                for pump in self._pumps:
+                    pump.expire(CROWDED_LOGIN_SECONDS)
+
+    def serve(self, sock: socket.socket, peer: Peer, mode: str = "plain") -> None:
         """One session from greeting to close, in the calling thread."""
         session_id = f"{next(self._ids) & 0xFFFFFFFF:08x}"
         begun = time.monotonic()
         log.info("s=%s session from %s", session_id, peer)
-        session = Session(self._near if peer.loopback else self._far, peer)
         pump = Pump(
-            Wire(sock),
-            session,
+            Wire(sock, self._limits.write_timeout),
+            Session(self._policies[mode, peer.loopback], peer),
             self._gate.admit(session_id, peer),
             self._limits,
             self._stopping,
             session_id=session_id,
             fix_bare_newline=self._fix,
+            encrypt=self._encrypt,
+            encrypt_at_once=mode == "ssl",
         )
         with self._lock:
             self._pumps.add(pump)
@@ -133,13 +187,14 @@ class Service:
             return not self._pumps
 
 
-def service_of(settings: Settings, gate: Gate) -> Service:
+def service_of(settings: Settings, gate: Gate, encrypt: Encrypt | None = None) -> Service:
     return Service(
         gate,
         settings.host_name,
         settings.limits,
         insecure_auth=settings.insecure_auth,
         fix_bare_newline=settings.fix_bare_newline,
+        encrypt=encrypt,
     )
 
 
@@ -163,15 +218,24 @@ def bind(listen: Listen) -> socket.socket:
     return sock
 
 
+def network_of(address: str) -> str:
+    """What counts as one address: all of a /64 of IPv6 are one customer's."""
+    if ":" not in address or address.startswith("::ffff:"):
+        return address
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    return packed[:8].hex()
+
+
 class Listener(socketserver.ThreadingTCPServer):
     """Accepts on a listening socket and starts a thread for each client."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, sock: socket.socket, service: Service) -> None:
+    def __init__(self, sock: socket.socket, service: Service, mode: str = "plain") -> None:
         self.address_family = sock.family
         self._service = service
+        self._mode = mode
         address = sock.getsockname()
         super().__init__(address, socketserver.BaseRequestHandler, bind_and_activate=False)
         # The one that the base class has made for itself.
@@ -202,10 +266,29 @@ class Listener(socketserver.ThreadingTCPServer):
             raise
 
     def finish_request(self, request: Any, client_address: Any) -> None:
+        peer = _peer(client_address, request.getsockname())
         try:
-            self._service.serve(request, _peer(client_address, request.getsockname()))
+            if self._service.admits(peer):
+                try:
+                    self._service.serve(request, peer, self._mode)
+                finally:
+                    self._service.left(peer)
+            else:
+                self._turn_away(request, peer)
         finally:
             self._service.give_slot()
+
+    def _turn_away(self, request: Any, peer: Peer) -> None:
+        log.warning("too many connections from %s, one is closed", peer)
+        if self._mode != "ssl":
+            wire = Wire(request)
+            wire.queue(replies.TOO_MANY_CONNECTIONS.encode())
+            with contextlib.suppress(OSError):
+                wire.flush()
+
+    def service_actions(self) -> None:
+        """Called by the base class every half second at least."""
+        self._service.tend()
 
     def shutdown_request(self, request: Any) -> None:
         request.close()

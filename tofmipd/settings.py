@@ -6,14 +6,20 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 DEFAULT_PORT = 8025
+# How STARTTLS is offered (feature rows TO-60 to TO-62).
+TLS_MODES = ("on", "optional", "localoptional")
 
 
 class Listen(NamedTuple):
-    """One address to listen on; ``host`` is "" for all interfaces."""
+    """One address to listen on; ``host`` is "" for all interfaces.
+
+    ``mode`` is one of TLS_MODES, "ssl" for TLS from the first octet, "plain" for none.
+    """
 
     host: str
     port: int
     ipv6: bool = False
+    mode: str = "plain"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if self.ipv6 else self.host
@@ -32,9 +38,14 @@ class Limits:
     """Limits of a session; times in seconds, sizes in octets (design, section 6)."""
 
     connections: int = 1000
+    # Not of those from this machine.
+    connections_per_address: int = 50
     login_timeout: float = 60
     idle_timeout: float = 300
     data_timeout: float = 180
+    # Octets per second, of a message that has taken longer than a minute.
+    minimum_rate: int = 100
+    write_timeout: float = 120
     size: int = 50 << 20
     max_recipients: int = 1000
     max_errors: int = 10
@@ -43,6 +54,21 @@ class Limits:
     failure_delay: float = 1.0
     # How long sessions may take to finish a message when the service is asked to stop.
     stop_timeout: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionSettings:
+    """Certificates for TLS.
+
+    ``pairs`` are paths of a chain and its key, one for each kind of key; ``sni_directory`` has
+    more, for other names.  ``client_ca`` is a file of authorities whose certificates are logins.
+    "" stands for none.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    ciphers: str = ""
+    client_ca: str = ""
+    sni_directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +167,9 @@ class Settings:
     one_cpu: bool = True
     insecure_auth: bool = False
     fix_bare_newline: bool = False
+    # Pass 8-bit messages on to a next hop that does not say that it takes them.
+    pass_eight_bit: bool = False
+    encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
     received: str = "full"
     limits: Limits = field(default_factory=Limits)
     next_hop: NextHopLimits = field(default_factory=NextHopLimits)

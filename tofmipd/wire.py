@@ -7,7 +7,6 @@ import socket
 import struct
 import time
 
-_WRITE_TIMEOUT_SECONDS = 120
 # By so much a read may outlast its deadline; less would cost a system call for every line.
 _SLACK_SECONDS = 0.1
 _LINGER_SECONDS = 2
@@ -18,16 +17,25 @@ class Wire:
     """Octets to and from a client.
 
     A blocking socket with SO_RCVTIMEO needs one system call a read, where Python's own timeouts
-    need two.  Raises TimeoutError and ConnectionError.
+    need two.  ``write_timeout`` is in seconds, for all that is sent at once.  Raises TimeoutError
+    and ConnectionError.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, write_timeout: float = 120) -> None:
         self._socket = sock
         self._queued: list[bytes] = []
         self._limit = 0.0
+        self._write_timeout = write_timeout
         sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_WRITE_TIMEOUT_SECONDS))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(write_timeout))
+
+    def _take_over(self, other: Wire) -> None:
+        """Be the other wire, which nobody uses any more."""
+        self._socket = other._socket
+        self._queued = other._queued
+        self._limit = other._limit
+        self._write_timeout = other._write_timeout
 
     def receive(self, octets: int, deadline: float) -> bytes:
         """Some octets, b"" when the client has closed; ``deadline`` is of time.monotonic()."""
@@ -53,8 +61,16 @@ class Wire:
             return
         octets = self._queued[0] if len(self._queued) == 1 else b"".join(self._queued)
         self._queued.clear()
+        self._send(octets, time.monotonic() + self._write_timeout)
+
+    def _send(self, octets: bytes, deadline: float) -> None:
+        """Mostly the kernel takes all at once; who reads an octet now and then gains nothing."""
         try:
-            self._socket.sendall(octets)
+            sent = self._socket.send(octets)
+            while sent < len(octets):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the client does not read its replies")
+                sent += self._socket.send(octets[sent:])
         except BlockingIOError:
             raise TimeoutError("the client does not read its replies") from None
 
@@ -76,10 +92,13 @@ class Wire:
         deadline = time.monotonic() + _LINGER_SECONDS
         left = _LINGER_OCTETS
         while left > 0:
-            octets = self.receive(65536, deadline)
+            octets = self._drain_some(65536, deadline)
             if not octets:
                 return
             left -= len(octets)
+
+    def _drain_some(self, octets: int, deadline: float) -> bytes:
+        return self.receive(octets, deadline)
 
 
 def _timeval(seconds: float) -> bytes:

@@ -30,7 +30,7 @@ TO = "x@example.net"
 MESSAGE = b"From: bobby@example.org\r\nSubject: x\r\n\r\nx\r\n.\r\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_message_that_is_coming_in_is_delivered_before_the_end(number, start, home, hop):
     """TO-19."""
     daemon = start(home)
@@ -47,6 +47,16 @@ def test_a_message_that_is_coming_in_is_delivered_before_the_end(number, start, 
         assert talk.reply().startswith("421 4.3.2 ")
     assert daemon.stop() == 0
     assert len(hop.messages()) == 1
+
+
+def test_a_hangup_ends_nobody(start, home):
+    """TO-19; the certificates are read again, if there are any."""
+    daemon = start(home)
+    with logged_in(daemon.port) as talk:
+        daemon.process.send_signal(signal.SIGHUP)
+        assert talk.say("NOOP").startswith("250")
+        assert greets(daemon.port)
+    assert daemon.stop() == 0
 
 
 def test_a_message_that_is_being_handed_over_is_finished_before_the_end(start, home, hop):

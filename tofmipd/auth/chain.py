@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tofmipd.auth.credentials import (
     NOWHERE,
+    Certificate,
     Credentials,
     Origin,
     Password,
@@ -25,15 +26,20 @@ class Outcome:
 
 
 class Chain:
-    """The first source that accepts wins; else any unavailable one makes it UNAVAILABLE."""
+    """The first source that accepts wins; else any unavailable one makes it UNAVAILABLE.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    ``certificates`` alone judges certificates, None for nobody.
+    """
+
+    def __init__(self, sources: Sequence[Source], certificates: Source | None = None) -> None:
         self._sources = tuple(sources)
+        self._certificates = certificates
 
     @property
     def mechanisms(self) -> frozenset[str]:
-        """Those that every source can serve."""
-        return frozenset.intersection(*(source.mechanisms for source in self._sources))
+        """Those that every source can serve, and that of certificates."""
+        common = frozenset.intersection(*(source.mechanisms for source in self._sources))
+        return common | (self._certificates.mechanisms if self._certificates else frozenset())
 
     def check(self, credentials: Credentials, origin: Origin = NOWHERE) -> Outcome:
         """Ask the sources.  Nobody is asked about a bad name or an empty password, which some
@@ -42,8 +48,11 @@ class Chain:
             return Outcome(Verdict.REJECTED, "none")
         if isinstance(credentials, Password) and not credentials.password:
             return Outcome(Verdict.REJECTED, "none")
+        sources = self._sources
+        if isinstance(credentials, Certificate):
+            sources = (self._certificates,) if self._certificates else ()
         outcome = Outcome(Verdict.REJECTED, "none")
-        for source in self._sources:
+        for source in sources:
             verdict = source.check(credentials, origin)
             if verdict is Verdict.ACCEPTED:
                 return Outcome(verdict, source.name)

@@ -31,7 +31,16 @@ class CramMd5:
     challenge: bytes = b""
 
 
-Credentials = Password | CramMd5
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A name in lower case, and the certificate as DER that the client has proved to be its own
+    in a TLS handshake (EXTERNAL)."""
+
+    user: str
+    der: bytes = field(repr=False)
+
+
+Credentials = Password | CramMd5 | Certificate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+
+class SourceFileError(Exception):
+    """A file of a source cannot be used; ``str()`` says which, why, and what to do."""
+
+
 # As for open(): path and flags, a descriptor.  Raises OSError.
 Opener = Callable[[str, int], int]
 

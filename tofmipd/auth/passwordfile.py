@@ -10,8 +10,8 @@ import secrets
 import stat
 import threading
 
-from tofmipd.auth.credentials import NOWHERE, Credentials, Origin, Password, Verdict
-from tofmipd.auth.files import Opener, status_of, without_waiting
+from tofmipd.auth.credentials import NOWHERE, CramMd5, Credentials, Origin, Password, Verdict
+from tofmipd.auth.files import Opener, SourceFileError, status_of, without_waiting
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ _MODES = (0o400, 0o600)
 _LIMIT_OCTETS = 64 << 20
 
 
-class PasswordFileError(Exception):
+class PasswordFileError(SourceFileError):
     """The file cannot be used; ``str()`` says what was found, what is wanted and what mends it."""
 
 
@@ -53,9 +53,11 @@ class PasswordFile:
             good = hmac.compare_digest(
                 hashlib.sha256(credentials.password).digest(), hashlib.sha256(password).digest()
             )
-        else:
+        elif isinstance(credentials, CramMd5):
             digest = hmac.digest(password, credentials.challenge, "md5").hex().encode()
             good = hmac.compare_digest(credentials.digest, digest)
+        else:
+            good = False
         return Verdict.ACCEPTED if good and known else Verdict.REJECTED
 
     def _look(self) -> tuple[int, ...] | None:

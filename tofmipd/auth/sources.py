@@ -13,17 +13,25 @@ MECHANISMS = {"file": PasswordFile.mechanisms, "remote": _CLEAR_ONLY}
 
 
 def offered(settings: Settings) -> frozenset[str]:
-    """The mechanisms that all sources can serve, known without making them."""
-    return frozenset.intersection(*(MECHANISMS[spec.kind] for spec in settings.all_sources))
+    """The mechanisms that all sources can serve, known without making them, and EXTERNAL where
+    certificates are asked for."""
+    common = frozenset.intersection(*(MECHANISMS[spec.kind] for spec in settings.all_sources))
+    return common | ({"EXTERNAL"} if settings.encryption.client_ca else frozenset())
 
 
 def chain_of(settings: Settings, owner: int, opener: Opener) -> Chain:
     """All sources in the order in which they were given.
 
     ``owner`` is the uid that password files must belong to, ``opener`` as for open().  Raises
-    PasswordFileError.
+    PasswordFileError, and AuthorityError if certificates are asked for.
     """
-    return Chain([_source(settings, spec, owner, opener) for spec in settings.all_sources])
+    certificates: Source | None = None
+    if settings.encryption.client_ca:
+        from tofmipd.auth.certificates import Certificates
+
+        certificates = Certificates(settings.encryption.client_ca, opener)
+    sources = [_source(settings, spec, owner, opener) for spec in settings.all_sources]
+    return Chain(sources, certificates)
 
 
 def _source(settings: Settings, spec: SourceSpec, owner: int, opener: Opener) -> Source:

@@ -211,7 +211,7 @@ class ProgramStamps:
     def __init__(self, host: str) -> None:
         self._host = host
 
-    def stamp(self, config: Config, envelope: Envelope) -> Stamp:
+    def stamp(self, config: Config, envelope: Envelope, session_id: str = "") -> Stamp:
         """The environment may name the trace field, and both parts of the Message-ID."""
         now = time.time()
         date = rfc5322_date(now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import smtplib
+import ssl
 import time
 
 from tofmipd.arguments import Parser, host_port
@@ -38,8 +39,11 @@ def _send(server: Listen, login: str, password: bytes, sender: str, recipient: s
         f"Date: {rfc5322_date(time.time())}\r\n\r\nThis mail went through tofmipd.\r\n"
     )
     try:
-        with smtplib.SMTP(server.host, server.port, timeout=_TIMEOUT_SECONDS) as client:
+        with _connected(server) as client:
             client.ehlo()
+            if client.has_extn("starttls"):
+                client.starttls(context=_context(server.host))
+                client.ehlo()
             # smtplib's login() takes ASCII only, and tries a wrong password in every mechanism.
             response = base64.b64encode(b"\0" + login.encode() + b"\0" + password)
             code, text = client.docmd("AUTH", "PLAIN " + response.decode())
@@ -59,6 +63,22 @@ def _send(server: Listen, login: str, password: bytes, sender: str, recipient: s
     if code >= 400:
         raise Fatal(TEMPORARY if code < 500 else DATA, f"refused: {said}")
     return said
+
+
+def _connected(server: Listen) -> smtplib.SMTP:
+    host, port = server.host, server.port
+    if server.mode == "ssl":
+        return smtplib.SMTP_SSL(host, port, timeout=_TIMEOUT_SECONDS, context=_context(host))
+    return smtplib.SMTP(host, port, timeout=_TIMEOUT_SECONDS)
+
+
+def _context(host: str) -> ssl.SSLContext:
+    """On this very machine a certificate is for the names that others know it by."""
+    context = ssl.create_default_context()
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _octets(text: bytes | str) -> bytes:

@@ -44,6 +44,8 @@ class NextHop:
     reply_timeout: float = 120
     dot_timeout: float = 600
     messages: int = MESSAGES_PER_CONNECTION
+    # Send 8-bit messages also where 8BITMIME is not offered.
+    pass_eight_bit: bool = False
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -159,19 +161,37 @@ class Connection:
     def _envelope(self, copy: Copy) -> list[_Entry]:
         """MAIL and RCPT commands, each with the address that a refusal is about."""
         entries: list[_Entry] = [(self._mail_command(copy), copy.sender)]
+        notices = copy.parameters.notices
         for address in copy.recipients:
-            entries.append((b"RCPT TO:<%s>\r\n" % _checked(address), address))
+            command = b"RCPT TO:<%s>" % _checked(address)
+            if address in notices:
+                command += b" " + notices[address]
+            entries.append((command + b"\r\n", address))
         return entries
 
     def _mail_command(self, copy: Copy) -> bytes:
+        """With all that was asked for.  Raises HandOffFailed where the next hop has it not."""
+        parameters = copy.parameters
         command = b"MAIL FROM:<%s>" % _checked(copy.sender)
         if "size" in self._features:
             command += b" SIZE=%d" % copy.size_octets
-        if copy.eight_bit:
-            if "8bitmime" not in self._features:
-                text = "The next hop does not take 8-bit messages"
-                raise HandOffFailed(Reply(554, "6.3", (text,)))
+        if parameters.eight_bit and "8bitmime" in self._features:
             command += b" BODY=8BITMIME"
+        elif parameters.eight_bit and not self._hop.pass_eight_bit:
+            raise _impossible(554, "6.3", "does not take 8-bit messages")
+        beyond_ascii = not all(address.isascii() for address in (copy.sender, *copy.recipients))
+        if "smtputf8" in self._features:
+            if beyond_ascii or parameters.smtputf8:
+                command += b" SMTPUTF8"
+        elif beyond_ascii:
+            raise _impossible(553, "6.7", "does not take addresses beyond ASCII")
+        elif parameters.smtputf8 and not copy.header.isascii():
+            raise _impossible(554, "6.9", "does not take header fields beyond ASCII")
+        if parameters.dsn:
+            if "dsn" not in self._features:
+                raise _impossible(554, "3.3", "does not send the notifications asked for (DSN)")
+            command += b" RET=%s" % parameters.ret.encode() if parameters.ret else b""
+            command += b" ENVID=%s" % parameters.envid.encode() if parameters.envid else b""
         return command + b"\r\n"
 
     def _commands(self, entries: Sequence[_Entry]) -> NextHopReply:
@@ -224,6 +244,11 @@ class Connection:
             return self._reply(1)
         except (OSError, BadReply):
             return None
+
+
+def _impossible(code: int, detail: str, what: str) -> HandOffFailed:
+    """Nothing is ever left out or changed without a word: the client is told instead."""
+    return HandOffFailed(Reply(code, detail, (f"The next hop {what}",)))
 
 
 def _checked(address: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tofmipd.content import Content, stuffed
@@ -11,11 +11,33 @@ from tofmipd.smtp.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)
+class Parameters:
+    """What the client has asked for with MAIL and RCPT (RFC 6152, 6531, 3461), "" for nothing.
+
+    ``notices`` are NOTIFY and ORCPT by recipient, as they go behind RCPT.
+    """
+
+    eight_bit: bool = False
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str = ""
+    notices: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    @property
+    def dsn(self) -> bool:
+        """Whether notifications are asked for in any way of their own."""
+        return bool(self.ret or self.envid or self.notices)
+
+
+NO_PARAMETERS = Parameters()
+
+
+@dataclass(frozen=True, slots=True)
 class Copy:
     """One message for some recipients.
 
     ``sender`` is empty for the null sender.  ``header`` ends with its empty line; the body is
-    ``content`` from ``body_start`` on, in wire form.  ``eight_bit``: the client said 8BITMIME.
+    ``content`` from ``body_start`` on, in wire form.
     """
 
     sender: bytes
@@ -23,7 +45,7 @@ class Copy:
     header: bytes
     content: Content
     body_start: int = 0
-    eight_bit: bool = False
+    parameters: Parameters = NO_PARAMETERS
 
     @property
     def size_octets(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tofmipd.handoff.copy import Copy, HandOffFailed
 from tofmipd.smtp.reply import Reply, printable
 
 PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
+_XTEXT = re.compile(r"\+([0-9A-F]{2})")
 # sysexits.h: failures that may pass.  All others are final, as Postfix and qmail have it.
 # 126 and 127 are a shell's words for a program that it could not run.
 _TEMPORARY = frozenset({os.EX_OSERR, os.EX_IOERR, os.EX_TEMPFAIL, 126, 127})
@@ -33,7 +35,8 @@ class SendmailTransport:
 
     ``null_sender`` is how the null sender is spelt for ``-f``.  ``timeout`` is in seconds for
     the whole run.  The program gets ``environment`` and no other variable.  ``sender_first`` puts
-    ``-i`` behind the sender, where some wrappers look for it.
+    ``-i`` behind the sender, where some wrappers look for it.  ``knows_dsn``: it takes -N, -R and
+    -V as Postfix does; to Exim -N means to deliver nothing.
     """
 
     program: str
@@ -42,6 +45,7 @@ class SendmailTransport:
     directory: str = "/"
     timeout: float = 600
     sender_first: bool = False
+    knows_dsn: bool = False
 
     def __str__(self) -> str:
         return self.program
@@ -54,6 +58,7 @@ class SendmailTransport:
         sender = copy.sender.decode("utf-8", "surrogateescape") or self.null_sender
         recipients = [address.decode("utf-8", "surrogateescape") for address in copy.recipients]
         flags = ["-f", sender, "-i"] if self.sender_first else ["-i", "-f", sender]
+        flags += self._dsn_flags(copy)
         arguments = [self.program, *flags, "--", *recipients]
         try:
             with tempfile.TemporaryFile() as message:
@@ -65,6 +70,24 @@ class SendmailTransport:
             raise _temporary("3.1", f"no room for the message: {error.strerror}") from error
         self._judge(status, output)
         return f"{os.path.basename(self.program)} exited with 0"
+
+    def _dsn_flags(self, copy: Copy) -> list[str]:
+        """Raises HandOffFailed for what a program cannot be asked for."""
+        parameters = copy.parameters
+        if not parameters.dsn:
+            return []
+        if not self.knows_dsn:
+            text = "no delivery notifications (DSN) by this sendmail program; for Postfix's set"
+            raise HandOffFailed(Reply(554, "3.3", (f"{text} MAIL_TRANSFER_AGENT",)))
+        asked = {_notify(address, parameters.notices) for address in copy.recipients}
+        if len(asked) > 1:
+            text = "a sendmail program takes the same NOTIFY for all recipients only"
+            raise HandOffFailed(Reply(554, "3.3", (text,)))
+        notify = asked.pop()
+        flags = ["-N", notify] if notify else []
+        flags += ["-R", parameters.ret.lower()] if parameters.ret else []
+        flags += ["-V", _from_xtext(parameters.envid)] if parameters.envid else []
+        return flags
 
     def _run(self, arguments: list[str], message: IO[bytes]) -> tuple[int, bytes]:
         """The exit status and the beginning of what the program wrote."""
@@ -94,6 +117,25 @@ class SendmailTransport:
             raise _temporary("3.0", f"{name} cannot take the message now (status {status})", said)
         text = f"{name} refuses the message (status {status})"
         raise HandOffFailed(Reply(554, _STATUS.get(status, "0.0"), (text,)), said)
+
+
+def _notify(address: bytes, notices: Mapping[bytes, bytes]) -> str:
+    """The NOTIFY of a recipient.  Raises HandOffFailed for an ORCPT of somebody else."""
+    notify, own = "", ("rfc822", address.decode("utf-8", "surrogateescape"))
+    for word in notices.get(address, b"").decode("utf-8", "surrogateescape").split():
+        name, _, value = word.partition("=")
+        kind, _, original = value.partition(";")
+        if name == "NOTIFY":
+            notify = value.lower()
+        elif (kind.lower(), _from_xtext(original)) != own:
+            text = "a sendmail program takes no other original recipient (ORCPT)"
+            raise HandOffFailed(Reply(554, "3.3", (text,)))
+    return notify
+
+
+def _from_xtext(text: str) -> str:
+    """RFC 3461 section 4."""
+    return _XTEXT.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def _temporary(detail: str, text: str, said: str = "") -> HandOffFailed:

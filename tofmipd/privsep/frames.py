@@ -12,9 +12,17 @@ import re
 import struct
 from dataclasses import dataclass
 
-from tofmipd.auth.credentials import CramMd5, Credentials, Origin, Password, Verdict
+from tofmipd.auth.credentials import (
+    Certificate,
+    CramMd5,
+    Credentials,
+    Origin,
+    Password,
+    Verdict,
+)
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
+from tofmipd.smtp.syntax import NOT_IN_A_COMMAND
 
 CONTROL_LIMIT_OCTETS = 3072
 # Larger envelopes and messages travel in a file whose descriptor goes with the frame.
@@ -26,6 +34,8 @@ ENVELOPE_LIMIT_OCTETS = 16 << 20
 # A worker deals with this many messages at a time; the server gives it no more.
 MESSAGES_AT_ONCE = 8
 RECIPIENTS_LIMIT = 100_000
+# Descriptors that come with one frame.
+KEY_FILES_AT_ONCE = 32
 _ADDRESS_LIMIT_OCTETS = 4096
 
 
@@ -66,6 +76,8 @@ class Kind(enum.IntEnum):
     LINES = 20
     ANSWER = 21
     USED = 22
+    KEYS = 23
+    KEY_FILES = 24
 
 
 class Refusal(enum.IntEnum):
@@ -105,7 +117,15 @@ FROM_SERVER = {
 }
 FROM_AUTH = {Kind.READY: 0, Kind.FAILED: 1, Kind.PROVED: 2, Kind.OPEN: 0}
 FROM_WORKER = {Kind.IDLE: 0}
-TO_SERVER = {Kind.GRANTED: 0, Kind.REFUSED: 1, Kind.CONNECT: 0, Kind.STOP: 0, Kind.LOG: 0}
+TO_SERVER = {
+    Kind.GRANTED: 0,
+    Kind.REFUSED: 1,
+    Kind.CONNECT: 0,
+    Kind.STOP: 0,
+    Kind.LOG: 0,
+    Kind.KEYS: 0,
+    Kind.KEY_FILES: 0,
+}
 TO_AUTH = {Kind.CONNECT: 0, Kind.FILE: 0, Kind.STOP: 0, Kind.LOG: 0}
 TO_WORKER = {Kind.SERVE: 0, Kind.LEAVE: 0}
 # From the server to auth, on the channel that they share.
@@ -196,6 +216,7 @@ def _packed(*texts: str | bytes) -> bytes:
 # Between the server and auth.
 
 _REQUEST = struct.Struct("!BQB")
+_PASSWORD, _CRAM_MD5, _CERTIFICATE = range(3)
 _VERDICT = struct.Struct("!B")
 _VERDICTS = (Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE)
 
@@ -218,9 +239,14 @@ def encode_challenge(session: int) -> bytes:
 def encode_login(login: Login) -> bytes:
     """Raises ValueError for a name or password that is far too long."""
     credentials = login.credentials
-    cram = isinstance(credentials, CramMd5)
-    secret = credentials.digest if isinstance(credentials, CramMd5) else credentials.password
-    return _REQUEST.pack(Kind.VERIFY, login.session, cram) + _packed(
+    match credentials:
+        case Password(password=secret):
+            form = _PASSWORD
+        case CramMd5(digest=secret):
+            form = _CRAM_MD5
+        case Certificate(der=secret):
+            form = _CERTIFICATE
+    return _REQUEST.pack(Kind.VERIFY, login.session, form) + _packed(
         login.session_id,
         login.mechanism,
         credentials.user,
@@ -233,17 +259,21 @@ def encode_login(login: Login) -> bytes:
 def decode_auth_request(octets: bytes) -> Login | int:
     """A login, or the number of the session that wants a challenge."""
     reader = Reader(octets)
-    kind, session, cram = reader.unpack(_REQUEST)
-    if kind == Kind.CHALLENGE and not cram:
+    kind, session, form = reader.unpack(_REQUEST)
+    if kind == Kind.CHALLENGE and not form:
         reader.end()
         return session
-    if kind != Kind.VERIFY or cram > 1:
+    if kind != Kind.VERIFY or form > _CERTIFICATE:
         raise BadFrame(f"kind {kind} is not for auth")
     session_id, mechanism = reader.text(40), reader.text(40)
     user, secret = _user(reader), reader.octets(0xFFFF)
     origin = Origin(reader.text(80), reader.text(80))
     reader.end()
-    credentials = CramMd5(user, secret) if cram else Password(user, secret)
+    credentials: Credentials = Password(user, secret)
+    if form == _CRAM_MD5:
+        credentials = CramMd5(user, secret)
+    elif form == _CERTIFICATE:
+        credentials = Certificate(user, secret)
     return Login(session, session_id, mechanism, credentials, origin)
 
 
@@ -317,9 +347,11 @@ def decode_submission(octets: bytes) -> Submission:
 def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
     """Raises ValueError for an address that is far too long."""
     peer = envelope.peer
+    flags = envelope.eight_bit | envelope.smtputf8 << 1 | bool(envelope.notices) << 2
+    notices = [envelope.notices.get(r, "") for r in envelope.recipients if envelope.notices]
     return _ENVELOPE.pack(
         envelope.size_octets,
-        envelope.eight_bit,
+        flags,
         peer.loopback,
         peer.port,
         len(envelope.recipients),
@@ -329,29 +361,58 @@ def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
         envelope.protocol,
         peer.address,
         peer.local_address,
+        envelope.encryption,
+        envelope.ret,
+        envelope.envid,
         envelope.sender,
         *envelope.recipients,
+        *notices,
     )
 
 
 def decode_envelope(octets: bytes, login: str) -> tuple[Envelope, str]:
     """The envelope, with the login name that the worker knows, and the session's id."""
     reader = Reader(octets)
-    announced, eight_bit, loopback, port, count = reader.unpack(_ENVELOPE)
-    if eight_bit > 1 or loopback > 1 or not 0 < count <= RECIPIENTS_LIMIT:
+    announced, flags, loopback, port, count = reader.unpack(_ENVELOPE)
+    if flags > 7 or loopback > 1 or not 0 < count <= RECIPIENTS_LIMIT:
         raise BadFrame("not an envelope")
-    session_id, helo, protocol, address, local_address, sender, *recipients = reader.texts(
-        40, 1200, 40, 80, 80, *([_ADDRESS_LIMIT_OCTETS] * (count + 1))
-    )
+    with_notices = bool(flags & 4)
+    limits = [40, 1200, 40, 80, 80, 120, 4, 100, *([_ADDRESS_LIMIT_OCTETS] * (count + 1))]
+    if with_notices:
+        limits += [_ADDRESS_LIMIT_OCTETS] * count
+    texts = reader.texts(*limits)
     reader.end()
+    session_id, helo, protocol, address, local_address, encryption, ret, envid, sender = texts[:9]
+    recipients, notices = texts[9 : 9 + count], texts[9 + count :]
     if "" in recipients:
         raise BadFrame("an empty recipient")
-    addresses = sender + "".join(recipients)
-    if not (addresses.isascii() and addresses.isprintable()):
+    if not _is_plain("".join(texts[6:]), utf8=bool(flags & 2)):
         raise BadFrame("not an address")
-    peer = Peer(address, port, bool(loopback), local_address)
-    envelope = Envelope(sender, login, helo, protocol, peer, announced, bool(eight_bit), recipients)
-    return envelope, session_id
+    return (
+        Envelope(
+            sender,
+            login,
+            helo,
+            protocol,
+            Peer(address, port, bool(loopback), local_address),
+            announced,
+            bool(flags & 1),
+            recipients,
+            encryption,
+            bool(flags & 2),
+            ret,
+            envid,
+            {r: notice for r, notice in zip(recipients, notices, strict=False) if notice},
+        ),
+        session_id,
+    )
+
+
+def _is_plain(text: str, *, utf8: bool) -> bool:
+    """Whether there is nothing in it that may not stand in a command of SMTP."""
+    if text.isascii():
+        return text.isprintable()
+    return utf8 and not NOT_IN_A_COMMAND.search(text)
 
 
 LogLine = tuple[int, str]

@@ -136,6 +136,7 @@ class Monitor:
         times += [child.kill_at for child in self._children.values() if child.kill_at is not None]
         times += [self._queue[0][0], self._room_at] if self._queue else []
         times += [self._stop_at] if self._stop_at is not None else []
+        times += [self._plan.keys.due] if self._plan.keys is not None else []
         return min(times) - now
 
     def _keep_time(self) -> None:
@@ -156,6 +157,8 @@ class Monitor:
             self._make_room()
         if self._stop_at is not None and self._stop_at <= now:
             self._kill_all()
+        if self._plan.keys is not None and self._plan.keys.look(now):
+            self._send_keys()
 
     # Signals.
 
@@ -166,6 +169,7 @@ class Monitor:
                     self._begin_stop(number)
                 elif number == signal.SIGHUP:
                     self._reopen_log()
+                    self._send_keys()
         self._reap()
 
     def _begin_stop(self, number: int) -> None:
@@ -194,6 +198,12 @@ class Monitor:
                 if post.child is not None:
                     self._send(post.child, Control(Kind.LOG), (descriptor,))
             log.info("log file opened again")
+
+    def _send_keys(self) -> None:
+        """Give the server its certificates and keys anew; one that starts now reads them itself."""
+        server = self._server.child
+        if self._plan.keys is not None and server is not None and server.ready:
+            self._plan.keys.send(lambda frame, files: self._send(server, frame, files))
 
     def _kill_all(self) -> None:
         self._stop_at = time.monotonic() + _START_LIMIT_SECONDS

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tofmipd.content import Content, as_local_text
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
-from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
+from tofmipd.handoff.copy import NO_PARAMETERS, Copy, HandOffFailed, Parameters, Transport
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
 from tofmipd.privsep.errands import Errands, variables_of
@@ -81,6 +81,7 @@ class House:
     pass_through: str = ""
     note: Callable[[str], None] = _note
     script_timeout: float = 30
+    pass_eight_bit: bool = False
 
 
 class _Job(NamedTuple):
@@ -143,7 +144,7 @@ class Outbound:
 
     def _tag_and_hand_over(self, job: _Job, profile: Profile) -> Reply:
         """Raises UserFileError, MessageError."""
-        stamp = self._stamps.stamp(profile.config, job.envelope)
+        stamp = self._stamps.stamp(profile.config, job.envelope, job.session_id)
         try:
             tagged = self._tag(job, profile, stamp)
         except UserFileError:
@@ -168,6 +169,7 @@ class Outbound:
     def _hand_over(self, tagged: list[Tagged], job: _Job, profile: Profile, stamp: Stamp) -> Reply:
         config = profile.config
         transport = self._transport(config, job.envelope.peer.local_address)
+        parameters = parameters_of(job.envelope)
         copies = [
             Copy(
                 t.sender,
@@ -175,7 +177,7 @@ class Outbound:
                 t.header,
                 job.content,
                 job.body_start,
-                job.envelope.eight_bit,
+                parameters,
             )
             for t in tagged
         ]
@@ -229,7 +231,8 @@ class Outbound:
             timeout=self._house.limits.dot_timeout,
         )
         recipients = tuple(recipient.encode() for recipient in envelope.recipients)
-        copy = Copy(envelope.sender.encode(), recipients, b"", content)
+        parameters = parameters_of(envelope)
+        copy = Copy(envelope.sender.encode(), recipients, b"", content, parameters=parameters)
         try:
             said = transport.send(copy)
         except HandOffFailed as error:
@@ -272,6 +275,7 @@ class Outbound:
             limits.reply_timeout,
             limits.dot_timeout,
             config.smtp_max_sessions_per_connection or MESSAGES_PER_CONNECTION,
+            self._house.pass_eight_bit,
         )
         return SmtpTransport(hop, self._house.pool)
 
@@ -281,9 +285,24 @@ class Outbound:
             null_sender="" if config.mail_transfer_agent in ("postfix", "qmail") else "<>",
             environment={**self._environment(local_address), **self._owner.variables},
             timeout=self._house.limits.dot_timeout,
+            knows_dsn=config.mail_transfer_agent == "postfix",
         )
 
     def _environment(self, local_address: str) -> dict[str, str]:
         """Of programs that run for this user (feature row TO-87)."""
         variables = variables_of(self._owner.login, self._owner.home)
         return variables | ({"TCPLOCALIP": local_address} if local_address else {})
+
+
+def parameters_of(envelope: Envelope) -> Parameters:
+    """What the next hop is to be asked for."""
+    asked = envelope.eight_bit or envelope.smtputf8 or envelope.ret or envelope.envid
+    if not (asked or envelope.notices):
+        return NO_PARAMETERS
+    return Parameters(
+        envelope.eight_bit,
+        envelope.smtputf8,
+        envelope.ret,
+        envelope.envid,
+        {address.encode(): notice.encode() for address, notice in envelope.notices.items()},
+    )

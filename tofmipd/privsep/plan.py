@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.keyfiles import Keys
 
 # A child that lived longer than this is replaced at once; else the pause doubles up to a limit.
 _QUICK_DEATH_SECONDS = 5
@@ -22,6 +23,7 @@ class Plan:
     opened, by number.  ``sessions`` bounds how many proved sessions are remembered;
     ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
     worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
+    ``keys`` are files for the server that only root may read, None for none.
     """
 
     server: Birth
@@ -34,6 +36,7 @@ class Plan:
     leave_timeout: float
     reopen: Callable[[], int | None]
     close_listeners: Callable[[], None]
+    keys: Keys | None = None
 
 
 class Post:

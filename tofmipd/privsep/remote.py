@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tofmipd.auth.credentials import Credentials, Origin, Verdict
@@ -19,6 +19,7 @@ from tofmipd.privsep.authserver import take_log
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine, Refusal, Submission
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.keyfiles import KeyFiles
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -78,6 +79,7 @@ class RemoteGate:
     """The server's way to all that it has no rights for.  See gate.Gate.
 
     ``mechanisms`` are those that all sources can serve; ``auth_limit`` is in seconds.
+    ``new_keys`` is given the files that the monitor has opened.
     """
 
     def __init__(
@@ -86,11 +88,14 @@ class RemoteGate:
         mechanisms: frozenset[str],
         auth_limit: float,
         throttle: Throttle | None = None,
+        new_keys: Callable[[Mapping[str, bytes | OSError]], None] | None = None,
     ) -> None:
         self.mechanisms = mechanisms
         self.auth = AuthChannels(auth_limit)
         self.throttle = throttle
         self._control = control
+        self._key_files = KeyFiles()
+        self._new_keys = new_keys
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[Channel | Refusal]] = {}
         # Channels to workers that no message is using, by login; the one used last goes first.
@@ -108,7 +113,9 @@ class RemoteGate:
         """
         try:
             while True:
-                octets, descriptors = self._control.receive_with(frames.CONTROL_LIMIT_OCTETS, 1)
+                octets, descriptors = self._control.receive_with(
+                    frames.CONTROL_LIMIT_OCTETS, frames.KEY_FILES_AT_ONCE
+                )
                 self._obey(frames.decode_control(octets, frames.TO_SERVER), descriptors, stop)
         except Gone:
             os._exit(1)
@@ -128,6 +135,18 @@ class RemoteGate:
                 self._hand_out(frame.number, Channel.of(descriptors[0]))
             case Kind.REFUSED:
                 self._hand_out(frame.number, Refusal(int(frame.texts[0])))
+            case Kind.KEYS:
+                self._key_files.begin(frame.number, descriptors)
+                self._take_keys()
+            case Kind.KEY_FILES:
+                self._key_files.add(descriptors)
+                self._take_keys()
+
+    def _take_keys(self) -> None:
+        """Use new certificates, in a thread of its own: sessions wait for what comes after."""
+        files = self._key_files.take()
+        if files is not None and self._new_keys is not None:
+            threading.Thread(target=self._new_keys, args=(files,), daemon=True).start()
 
     def _hand_out(self, session: int, answer: Channel | Refusal) -> None:
         with self._lock:

@@ -24,7 +24,12 @@ HEADER_LIMIT_OCTETS = 1 << 20
 
 # A client may call itself anything; in Received it cannot write more than a name.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+_NOT_IN_A_COMMENT = re.compile(r"[^A-Za-z0-9._, -]")
 _NAME_LIMIT = 255
+# RFC 3848, RFC 6531 section 3.7.3.
+_PROTOCOLS = frozenset(
+    ("SMTP", *(a + b for a in ("ESMTP", "UTF8SMTP") for b in ("", "A", "S", "SA")))
+)
 
 
 def parsed_header(content: Content) -> tuple[list[Field], int]:
@@ -49,10 +54,13 @@ def parsed_header(content: Content) -> tuple[list[Field], int]:
     return fields, body_start
 
 
-def received_value(style: str, envelope: Envelope, host_name: str, date: str) -> bytes | None:
+def received_value(
+    style: str, envelope: Envelope, host_name: str, date: str, session_id: str = ""
+) -> bytes | None:
     """The trace field (RFC 5321 section 4.4), in the manner of the original.
 
-    "private" tells neither address nor name of the client, "none" leaves the field out.
+    "private" tells neither address nor name nor encryption of the client, "none" leaves the field
+    out.  ``session_id`` is "" for none.
     """
     if style == "none":
         return None
@@ -60,13 +68,17 @@ def received_value(style: str, envelope: Envelope, host_name: str, date: str) ->
     if style != "private":
         name = _NOT_IN_A_NAME.sub("?", envelope.helo[:_NAME_LIMIT]) or "unknown"
         client = f"from {name} ({envelope.peer})"
-    return f"{client} by {host_name} (tofmipd) with {envelope.protocol}; {date}".encode()
+        if envelope.encryption:
+            client += f" ({_NOT_IN_A_COMMENT.sub('?', envelope.encryption)})"
+    protocol = envelope.protocol if envelope.protocol in _PROTOCOLS else "ESMTPA"
+    number = f" id {session_id}" if session_id else ""
+    return f"{client} by {host_name} (tofmipd) with {protocol}{number}; {date}".encode()
 
 
 class Stamps(Protocol):
     """Makes what a message is stamped with."""
 
-    def stamp(self, config: Config, envelope: Envelope) -> Stamp: ...
+    def stamp(self, config: Config, envelope: Envelope, session_id: str = "") -> Stamp: ...
 
 
 class SessionStamps:
@@ -78,7 +90,7 @@ class SessionStamps:
         self._received = received
         self._numbers = itertools.count(secrets.randbits(20))
 
-    def stamp(self, config: Config, envelope: Envelope) -> Stamp:
+    def stamp(self, config: Config, envelope: Envelope, session_id: str = "") -> Stamp:
         now = time.time()
         date = rfc5322_date(now)
         style = config.received or self._received
@@ -86,7 +98,7 @@ class SessionStamps:
         return Stamp(
             now=now,
             date=date.encode(),
-            received=received_value(style, envelope, self._host_name, date),
+            received=received_value(style, envelope, self._host_name, date, session_id),
             message_id=f"<{int(now)}.{unique}.TMDA@{self._host_name}>".encode(),
             agent=AGENT,
         )

@@ -61,6 +61,7 @@ def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> H
         observer,
         settings.scripts.pass_through,
         script_timeout=settings.programs.script_timeout,
+        pass_eight_bit=settings.pass_eight_bit,
     )
 
 

@@ -21,12 +21,33 @@ class Peer:
         return self.address or "unknown"
 
 
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """What a TLS handshake has led to.
+
+    ``at_once``: it came first on the connection (RFC 8314), not by STARTTLS.  ``certificate``
+    is the client's, as DER, b"" for none that could be verified; ``names`` are whom it names.
+    """
+
+    version: str
+    cipher: str
+    at_once: bool = False
+    certificate: bytes = b""
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        how = "SMTP over TLS" if self.at_once else "STARTTLS"
+        return f"using {how}, {self.version} {self.cipher}"
+
+
 @dataclass(slots=True)
 class Envelope:
     """One transaction (RFC 5321 section 3.3) and how it came in.
 
     ``sender`` is "" for the null reverse-path.  ``size_octets`` is what the client announced, 0
-    if nothing.  ``protocol`` is the word for the "with" clause of Received (RFC 3848).
+    if nothing.  ``protocol`` is the word for the "with" clause of Received (RFC 3848),
+    ``encryption`` what that field says of TLS.  ``ret`` and ``envid`` are those of RFC 3461;
+    ``notices`` holds for each recipient that has them its NOTIFY and ORCPT as RCPT has them.
     """
 
     sender: str
@@ -37,3 +58,8 @@ class Envelope:
     size_octets: int = 0
     eight_bit: bool = False
     recipients: list[str] = field(default_factory=list)
+    encryption: str = ""
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str = ""
+    notices: dict[str, str] = field(default_factory=dict)

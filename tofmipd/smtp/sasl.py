@@ -11,8 +11,10 @@ import base64
 import binascii
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from tofmipd.auth.credentials import CramMd5, Credentials, Password
+from tofmipd.auth.credentials import Certificate, CramMd5, Credentials, Password
+from tofmipd.smtp.envelope import Encryption
 
 Exchange = Generator[bytes, bytes, Credentials]
 
@@ -21,12 +23,20 @@ class BadExchange(Exception):
     """The client's response does not have the structure of its mechanism."""
 
 
+class Start(NamedTuple):
+    """What an exchange begins with: a challenge if the mechanism needs one, and the encryption of
+    the connection if it has any."""
+
+    challenge: bytes = b""
+    encryption: Encryption | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Mechanism:
     """``needs_challenge``: it begins with a challenge made where it will be checked, and takes
     no initial response.  ``clear``: the password itself travels."""
 
-    begin: Callable[[bytes], Exchange]
+    begin: Callable[[Start], Exchange]
     needs_challenge: bool = False
     clear: bool = True
 
@@ -38,7 +48,7 @@ def _name(octets: bytes) -> str:
         raise BadExchange("the user name is not UTF-8") from None
 
 
-def _plain(challenge: bytes) -> Exchange:
+def _plain(start: Start) -> Exchange:
     """RFC 4616.  The authorisation identity must be empty or the user himself."""
     parts = (yield b"").split(b"\0")
     if len(parts) != 3:
@@ -49,24 +59,37 @@ def _plain(challenge: bytes) -> Exchange:
     return Password(user, password)
 
 
-def _login(challenge: bytes) -> Exchange:
+def _login(start: Start) -> Exchange:
     """The mechanism LOGIN was never more than a draft."""
     user = _name((yield b"Username:"))
     return Password(user, (yield b"Password:"))
 
 
-def _cram_md5(challenge: bytes) -> Exchange:
+def _cram_md5(start: Start) -> Exchange:
     """RFC 2195."""
-    user, blank, digest = (yield challenge).rpartition(b" ")
+    user, blank, digest = (yield start.challenge).rpartition(b" ")
     if not blank:
         raise BadExchange("CRAM-MD5 takes a name and a digest")
     return CramMd5(_name(user), digest.lower())
+
+
+def _external(start: Start) -> Exchange:
+    """RFC 4422 appendix A: the client's certificate says who it is."""
+    authorisation = _name((yield b""))
+    if start.encryption is None or not start.encryption.names:
+        raise BadExchange("there is no certificate")
+    names = start.encryption.names
+    if authorisation and authorisation not in names:
+        raise BadExchange("nobody may act for somebody else")
+    return Certificate(authorisation or names[0], start.encryption.certificate)
 
 
 MECHANISMS = {
     "PLAIN": Mechanism(_plain),
     "LOGIN": Mechanism(_login),
     "CRAM-MD5": Mechanism(_cram_md5, needs_challenge=True, clear=False),
+    # A certificate is shown in the handshake: without one there is nothing to offer.
+    "EXTERNAL": Mechanism(_external, clear=False),
 }
 
 

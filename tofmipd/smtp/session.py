@@ -1,24 +1,34 @@
 """One session: command lines in, steps out.
 
 A step is a reply, or a request that the pump carries out and whose result it brings back:
-make a challenge, judge credentials, receive a message, pass a message on.  Nothing here does
+make a challenge, judge credentials, start TLS, receive a message, pass it on.  Nothing here does
 I/O or waits, so every dialogue can be tested without a socket.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tofmipd.auth.credentials import Credentials, Password, Verdict
-from tofmipd.smtp import replies, sasl, syntax
-from tofmipd.smtp.envelope import Envelope, Peer
+from tofmipd.smtp import dsn, replies, sasl, syntax
+from tofmipd.smtp.envelope import Encryption, Envelope, Peer
 from tofmipd.smtp.reply import BadCommand, Reply, printable
-from tofmipd.smtp.sasl import BadExchange, Exchange
+from tofmipd.smtp.sasl import BadExchange, Exchange, Start
 
+# RFC 5321 section 4.5.3.1.4, without CRLF.  Parameters of MAIL and RCPT come on top of it.
+_PLAIN_COMMAND_LIMIT_OCTETS = 510
 COMMAND_LIMIT_OCTETS = 4096
 AUTH_LIMIT_OCTETS = 12288
 _COUNTED_AS_ERRORS = frozenset({500, 501, 502, 503, 504, 555})
+# RFC 4954 section 5, RFC 3461 section 4.
+_MAILBOX_PARAMETER = re.compile(r"<>|(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
+_BDAT = re.compile(r"([0-9]{1,18})(?: +(?i:(LAST)))?", re.ASCII)
+# So much is read and thrown away of what nobody may send yet.
+_DISCARDED_OCTETS = 64 << 10
+# A browser that was lured here says these, and then what its page makes it say.
+_OTHER_PROTOCOLS = frozenset({"GET", "POST", "HEAD", "PUT", "OPTIONS", "CONNECT", "DELETE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +52,70 @@ class Receive:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiveChunk:
+    """Read so many octets of a message (RFC 3030); bring what is wrong to ``chunk_received``.
+
+    ``keep`` is off when they are of no use: they must be read all the same, for they are no
+    commands.  ``last``: the message is complete then.
+    """
+
+    size_octets: int
+    last: bool
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """Pass the received message on; bring the outcome to ``submitted``."""
 
     envelope: Envelope
 
 
-Step = Reply | MakeChallenge | Verify | Receive | Submit
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Send ``reply``, forget what else has come, and do the handshake.
+
+    Bring what it has led to to ``secured``; there is no reply to that.
+    """
+
+    reply: Reply
+
+
+Step = Reply | MakeChallenge | Verify | Receive | ReceiveChunk | Submit | StartTls
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a session allows.
 
-    ``mechanisms`` are those offered to this peer, in this order; ``withheld`` those that would
-    be offered on an encrypted connection.  ``needs_login`` is off only for the receiver of the
-    demonstration.
+    ``mechanisms`` are those offered to this peer, in this order; ``withheld`` those that are
+    offered only on an encrypted connection.  ``starttls`` is offered, or even ``tls_required``
+    before anything else.  ``needs_login`` is off only for the receiver of the demonstration.
     """
 
     host_name: str
     mechanisms: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    starttls: bool = False
+    tls_required: bool = False
     size_limit_octets: int = 50 << 20
     max_recipients: int = 1000
     max_errors: int = 10
     max_auth_failures: int = 3
     needs_login: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """The BDAT command that is being obeyed, and the octets that came before it."""
+
+    size_octets: int = 0
+    before: int = 0
+    last: bool = False
+    problem: Reply | None = None
+
+
+_NO_CHUNK = _Chunk()
 
 
 class Session:
@@ -77,9 +125,12 @@ class Session:
         self.policy = policy
         self.peer = peer
         self.login = ""
+        self._encryption: Encryption | None = None
+        self._mechanisms, self._withheld = policy.mechanisms, policy.withheld
         self._helo = ""
         self._extended = False
         self._envelope: Envelope | None = None
+        self._chunk = _NO_CHUNK
         self._exchange: Exchange | None = None
         self._mechanism = ""
         self._user = ""
@@ -113,6 +164,23 @@ class Session:
     def authenticated(self) -> bool:
         return bool(self.login) or not self.policy.needs_login
 
+    @property
+    def chunking(self) -> bool:
+        """Whether some chunks of a message have come, and more are to come."""
+        return self._chunk is not _NO_CHUNK
+
+    def secured(self, encryption: Encryption) -> None:
+        """The connection is encrypted: what was said before it is forgotten (RFC 3207
+        section 4.2), but not how much of it was wrong."""
+        self._encryption = encryption
+        self._end_transaction()
+        self._helo, self._extended, self._auth_open = "", False, False
+        allowed = {*self.policy.mechanisms, *self.policy.withheld}
+        if not encryption.names:
+            allowed.discard("EXTERNAL")
+        self._mechanisms = tuple(name for name in sasl.MECHANISMS if name in allowed)
+        self._withheld = ()
+
     def greeting(self) -> Reply:
         return replies.greeting(self.policy.host_name)
 
@@ -142,23 +210,39 @@ class Session:
             return replies.EMPTY_COMMAND
         row = _COMMANDS.get(verb)
         if row is None:
-            if not given.isascii():
-                return replies.NOT_ASCII
-            return replies.unknown_command("" if self._auth_open else printable(given))
+            return self._unknown(verb, given)
         self._auth_open = row.handler is Session._auth
-        if len(line) > COMMAND_LIMIT_OCTETS and row.handler is not Session._auth:
-            return replies.LINE_TOO_LONG
+        if len(line) > _PLAIN_COMMAND_LIMIT_OCTETS and not self._may_be_long(row, verb, argument):
+            return replies.COMMAND_TOO_LONG
+        if self.policy.tls_required and self._encryption is None and not row.before_tls:
+            return replies.TLS_REQUIRED
         if not (row.before_auth or self.authenticated):
             return replies.AUTH_REQUIRED
         return row.handler(self, argument)
+
+    def _unknown(self, verb: str, given: str) -> Step:
+        if verb in _OTHER_PROTOCOLS:
+            return replies.NOT_SMTP
+        if not given.isascii():
+            return replies.NOT_ASCII
+        return replies.unknown_command("" if self._auth_open else printable(given))
+
+    def _may_be_long(self, row: Command, verb: str, argument: str) -> bool:
+        if row.handler is Session._auth:
+            return True
+        path = syntax.length_of_path(argument) if row.has_parameters else len(argument)
+        return len(verb) + 1 + path <= _PLAIN_COMMAND_LIMIT_OCTETS
 
     def _ehlo(self, name: str) -> Step:
         if not name:
             return replies.NEED_HELLO_NAME
         self._greeted(name, extended=True)
         keywords = ["PIPELINING", f"SIZE {self.policy.size_limit_octets}", "8BITMIME"]
-        if self.policy.mechanisms and self.policy.needs_login:
-            keywords.append("AUTH " + " ".join(self.policy.mechanisms))
+        keywords += ["SMTPUTF8", "CHUNKING", "DSN"]
+        if self.policy.starttls and self._encryption is None:
+            keywords.append("STARTTLS")
+        if self._mechanisms and self.policy.needs_login:
+            keywords.append("AUTH " + " ".join(self._mechanisms))
         keywords.append("ENHANCEDSTATUSCODES")
         return replies.ehlo(self.policy.host_name, tuple(keywords))
 
@@ -171,7 +255,23 @@ class Session:
     def _greeted(self, name: str, *, extended: bool) -> None:
         self._helo = printable(name, 255)
         self._extended = extended
+        self._end_transaction()
+
+    def _end_transaction(self) -> None:
         self._envelope = None
+        self._chunk = _NO_CHUNK
+
+    def _starttls(self, argument: str) -> Step:
+        """STARTTLS (RFC 3207 section 4)."""
+        if argument:
+            return replies.NO_STARTTLS_ARGUMENT
+        if self._encryption is not None:
+            return replies.TLS_TWICE
+        if not self.policy.starttls:
+            return replies.TLS_NOT_OFFERED
+        if self.login:
+            return replies.TLS_AFTER_AUTH
+        return StartTls(replies.READY_FOR_TLS)
 
     def _noop(self, argument: str) -> Step:
         return replies.OK
@@ -188,31 +288,36 @@ class Session:
     def _rset(self, argument: str) -> Step:
         if argument:
             return replies.NO_RSET_ARGUMENT
-        self._envelope = None
+        self._end_transaction()
         return replies.OK
 
     def _mail(self, argument: str) -> Step:
-        """MAIL FROM:<reverse-path> (RFC 5321 section 4.1.1.2, RFC 1870, RFC 6152)."""
+        """MAIL FROM:<reverse-path> (RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531, 3461)."""
         if self._envelope is not None:
             return replies.NESTED_MAIL
         sender, parameters = syntax.parse_sender(argument)
-        envelope = Envelope(sender, self.login, self._helo, self._protocol, self.peer)
+        envelope = Envelope(sender, self.login, self._helo, peer=self.peer)
         for name, value in parameters.items():
             self._mail_parameter(envelope, name, value)
+        if not (sender.isascii() or envelope.smtputf8):
+            return replies.NEED_SMTPUTF8
+        envelope.protocol = self._protocol(envelope.smtputf8)
+        envelope.encryption = str(self._encryption or "")
         self._envelope = envelope
         return replies.SENDER_OK
 
-    @property
-    def _protocol(self) -> str:
-        """RFC 3848; who logs in speaks the extended protocol, whatever the greeting was."""
-        if self.login:
-            return "ESMTPA"
-        return "ESMTP" if self._extended else "SMTP"
+    def _protocol(self, smtputf8: bool) -> str:
+        """RFC 3848, RFC 6531 section 3.7.3; who logs in speaks the extended protocol, whatever
+        the greeting was."""
+        if not (self._extended or self.login):
+            return "SMTP"
+        secure, known = "S" if self._encryption else "", "A" if self.login else ""
+        return ("UTF8SMTP" if smtputf8 else "ESMTP") + secure + known
 
     def _mail_parameter(self, envelope: Envelope, name: str, value: str | None) -> None:
         match name:
             case "SIZE":
-                if value is None or not value.isdigit() or len(value) > 20:
+                if value is None or not _is_number(value):
                     raise BadCommand(replies.BAD_SIZE)
                 envelope.size_octets = int(value)
                 if envelope.size_octets > self.policy.size_limit_octets:
@@ -221,22 +326,42 @@ class Session:
                 if (value or "").upper() not in ("7BIT", "8BITMIME"):
                     raise BadCommand(replies.BAD_BODY)
                 envelope.eight_bit = (value or "").upper() == "8BITMIME"
+            case "SMTPUTF8":
+                if value is not None:
+                    raise BadCommand(replies.BAD_SMTPUTF8)
+                envelope.smtputf8 = True
+            case "RET":
+                envelope.ret = (value or "").upper()
+                if envelope.ret not in ("FULL", "HDRS"):
+                    raise BadCommand(replies.BAD_RET)
+            case "ENVID":
+                envelope.envid = value or ""
+                if not dsn.is_envid(envelope.envid):
+                    raise BadCommand(replies.BAD_ENVID)
             case "AUTH":  # RFC 4954 section 5: taken as AUTH=<>, for nobody here is trusted
-                if value is None:
-                    raise BadCommand(replies.MAIL_SYNTAX)
+                if not _MAILBOX_PARAMETER.fullmatch(value or ""):
+                    raise BadCommand(replies.BAD_AUTH)
             case _:
                 raise BadCommand(replies.unknown_parameter(name))
 
     def _rcpt(self, argument: str) -> Step:
-        """RCPT TO:<forward-path> (RFC 5321 section 4.1.1.3)."""
-        if self._envelope is None:
+        """RCPT TO:<forward-path> (RFC 5321 section 4.1.1.3, RFC 3461)."""
+        envelope = self._envelope
+        if envelope is None:
             return replies.NEED_MAIL
+        if self.chunking:
+            return replies.BDAT_GOES_ON
         recipient, parameters = syntax.parse_recipient(argument)
-        for name in parameters:
-            return replies.unknown_parameter(name)
-        if len(self._envelope.recipients) >= self.policy.max_recipients:
+        if not (recipient.isascii() or envelope.smtputf8):
+            return replies.NEED_SMTPUTF8
+        notice = _notice(parameters)
+        if not (notice.isascii() or envelope.smtputf8):
+            return replies.BAD_ORCPT
+        if len(envelope.recipients) >= self.policy.max_recipients:
             return replies.TOO_MANY_RECIPIENTS
-        self._envelope.recipients.append(recipient)
+        envelope.recipients.append(recipient)
+        if notice:
+            envelope.notices[recipient] = notice
         return replies.RECIPIENT_OK
 
     def _data(self, argument: str) -> Step:
@@ -246,6 +371,8 @@ class Session:
             return replies.NEED_RCPT
         if argument:
             return replies.NO_DATA_ARGUMENT
+        if self.chunking:
+            return replies.BDAT_GOES_ON
         return Receive(replies.START_DATA)
 
     def received(self, problem: Reply | None) -> Step:
@@ -253,6 +380,44 @@ class Session:
         envelope, self._envelope = self._envelope, None
         if problem is not None or envelope is None:
             return problem or replies.INTERNAL_ERROR
+        return Submit(envelope)
+
+    def _bdat(self, argument: str) -> Step:
+        """BDAT octets [LAST] (RFC 3030 section 2): the octets follow whatever the reply will be."""
+        match = _BDAT.fullmatch(argument)
+        if match is None:
+            return replies.BAD_BDAT
+        size, last, before = int(match[1]), bool(match[2]), self._chunk.before
+        problem = self._no_chunk()
+        if problem is None and before + size > self.policy.size_limit_octets:
+            problem = replies.MESSAGE_TOO_BIG
+            if size > 2 * self.policy.size_limit_octets:
+                return replies.MUCH_TOO_BIG
+        if not self.authenticated and size > _DISCARDED_OCTETS:
+            return replies.AUTH_REQUIRED_BEFORE_BDAT
+        self._chunk = _Chunk(size, before + size, last, problem)
+        return ReceiveChunk(size, last, problem is None)
+
+    def _no_chunk(self) -> Reply | None:
+        """Why no chunk can be taken now, if so."""
+        if self.policy.tls_required and self._encryption is None:
+            return replies.TLS_REQUIRED
+        if not self.authenticated:
+            return replies.AUTH_REQUIRED
+        if self._envelope is None:
+            return replies.NEED_MAIL
+        return None if self._envelope.recipients else replies.NEED_RCPT
+
+    def chunk_received(self, problem: Reply | None) -> Step:
+        """The chunk is in; after one that cannot be used the whole message is given up."""
+        chunk, envelope = self._chunk, self._envelope
+        problem = chunk.problem or problem
+        if problem is not None or envelope is None:
+            self._end_transaction()
+            return self._counted(problem or replies.INTERNAL_ERROR)
+        if not chunk.last:
+            return replies.chunk_taken(chunk.size_octets)
+        self._end_transaction()
         return Submit(envelope)
 
     def submitted(self, reply: Reply) -> Step:
@@ -266,9 +431,9 @@ class Session:
             return replies.AUTH_IN_TRANSACTION
         words = argument.split()
         name = words[0].upper() if words and words[0].isascii() else ""
-        if name in self.policy.withheld:
+        if name in self._withheld:
             return replies.AUTH_NEEDS_TLS
-        if name not in self.policy.mechanisms:
+        if name not in self._mechanisms:
             return replies.AUTH_UNKNOWN
         mechanism = sasl.MECHANISMS[name]
         if len(words) > 2 or (mechanism.needs_challenge and len(words) > 1):
@@ -285,11 +450,11 @@ class Session:
         return self._begin(challenge, None)
 
     def _begin(self, challenge: bytes, initial: str | None) -> Step:
-        exchange = sasl.MECHANISMS[self._mechanism].begin(challenge)
+        exchange = sasl.MECHANISMS[self._mechanism].begin(Start(challenge, self._encryption))
         prompt = next(exchange)
         self._exchange = exchange
         if initial is not None:
-            return self._response("" if initial == "=" else initial)
+            return self._response(initial)
         return replies.prompt(sasl.encode(prompt))
 
     def _response(self, text: str) -> Step:
@@ -298,7 +463,8 @@ class Session:
         if exchange is None or text == "*":
             return replies.AUTH_CANCELLED
         try:
-            prompt = exchange.send(sasl.decode(text))
+            # curl says "=" for nothing here, too, where RFC 4954 wants an empty line.
+            prompt = exchange.send(sasl.decode("" if text == "=" else text))
         except ValueError:
             return replies.AUTH_MALFORMED
         except BadExchange:
@@ -333,24 +499,54 @@ def _words(line: str) -> tuple[str, str, str]:
     return given.upper() if given.isascii() else given, given, argument.strip(" ")
 
 
+def _is_number(text: str) -> bool:
+    """RFC 1870 section 4: up to twenty digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
+def _notice(parameters: syntax.Parameters) -> str:
+    """NOTIFY and ORCPT of a recipient, checked, "" for none.  Raises BadCommand."""
+    notify = orcpt = ""
+    for name, value in parameters.items():
+        match name:
+            case "NOTIFY":
+                try:
+                    notify = f"NOTIFY={dsn.notify(value or '')}"
+                except ValueError:
+                    raise BadCommand(replies.BAD_NOTIFY) from None
+            case "ORCPT":
+                if not dsn.is_orcpt(value or ""):
+                    raise BadCommand(replies.BAD_ORCPT)
+                orcpt = f"ORCPT={value}"
+            case _:
+                raise BadCommand(replies.unknown_parameter(name))
+    return " ".join(filter(None, (notify, orcpt)))
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What obeys a verb, and whether it may come before the login."""
+    """What obeys a verb, and whether it may come before the login, and before TLS where that is
+    required.  ``has_parameters``: behind a path, as those of MAIL."""
 
     handler: Callable[[Session, str], Step]
     before_auth: bool = False
+    before_tls: bool = False
+    has_parameters: bool = False
 
 
 _COMMANDS = {
-    "EHLO": Command(Session._ehlo, before_auth=True),
-    "HELO": Command(Session._hello, before_auth=True),
+    "EHLO": Command(Session._ehlo, before_auth=True, before_tls=True),
+    "HELO": Command(Session._hello, before_auth=True, before_tls=True),
+    "STARTTLS": Command(Session._starttls, before_auth=True, before_tls=True),
     "AUTH": Command(Session._auth, before_auth=True),
-    "MAIL": Command(Session._mail),
-    "RCPT": Command(Session._rcpt),
+    "MAIL": Command(Session._mail, has_parameters=True),
+    "RCPT": Command(Session._rcpt, has_parameters=True),
     "DATA": Command(Session._data),
+    # Its octets must be read in any case: it looks for itself whether it may come.
+    "BDAT": Command(Session._bdat, before_auth=True, before_tls=True),
     "RSET": Command(Session._rset, before_auth=True),
-    "NOOP": Command(Session._noop, before_auth=True),
+    "NOOP": Command(Session._noop, before_auth=True, before_tls=True),
     "VRFY": Command(Session._vrfy, before_auth=True),
     "HELP": Command(Session._help, before_auth=True),
-    "QUIT": Command(Session._quit, before_auth=True),
+    "QUIT": Command(Session._quit, before_auth=True, before_tls=True),
 }

@@ -13,6 +13,8 @@ from tofmipd.smtp.reply import BadCommand
 
 _END = b"\r\n.\r\n"
 _LINE_END = re.compile(rb"\r\n|[\r\n]")
+# A handshake record (RFC 8446 section 5.1); no command begins so.
+_TLS_HELLO = b"\x16\x03"
 _LONE_DOT = re.compile(rb"(?<=\r\n)\.(?=\r\n)")
 
 
@@ -31,10 +33,12 @@ class LineReader:
     def line(self, limit_octets: int) -> bytes | None:
         """The next line without its CRLF, or None if it is not complete.
 
-        Raises BadCommand for a line that is too long or holds a bare CR or LF; the buffer is
-        unusable then, and the reply closes the connection.
+        Raises BadCommand for a line that is too long, holds a bare CR or LF, or begins TLS; the
+        buffer is unusable then, and the reply closes the connection.
         """
         start = self._start
+        if self._buffer.startswith(_TLS_HELLO, start):
+            raise BadCommand(replies.TLS_AT_ONCE)
         end = self._buffer.find(b"\n", start)
         length = (len(self._buffer) if end < 0 else end) - start
         if length > limit_octets:
@@ -58,6 +62,28 @@ class LineReader:
         return self._start == len(self._buffer)
 
 
+class LineEnds:
+    """Counts CR, LF and CRLF over blocks: one pass each in C, where looking at lines takes many."""
+
+    def __init__(self) -> None:
+        self._last = b""
+        self._cr = self._lf = self._crlf = 0
+
+    def count(self, block: bytes) -> None:
+        """``block`` is not empty."""
+        self._cr += block.count(b"\r")
+        self._lf += block.count(b"\n")
+        self._crlf += block.count(b"\r\n")
+        if self._last == b"\r" and block.startswith(b"\n"):
+            self._crlf += 1
+        self._last = block[-1:]
+
+    @property
+    def bare(self) -> bool:
+        """Whether a CR or an LF has stood alone anywhere so far."""
+        return not self._cr == self._lf == self._crlf
+
+
 class MessageReader:
     """Finds the end of a message, checks its line ends and its size.
 
@@ -72,8 +98,7 @@ class MessageReader:
         # The CRLF of the DATA line stands before the message: an empty one is ".CRLF" alone.
         self._tail = b"\r\n"
         self._skip = 2
-        self._last = b""
-        self._cr = self._lf = self._crlf = 0
+        self._ends = LineEnds()
 
     @property
     def too_big(self) -> bool:
@@ -82,7 +107,7 @@ class MessageReader:
     @property
     def bare_newline(self) -> bool:
         """Whether a CR or an LF stood alone anywhere so far."""
-        return not self._cr == self._lf == self._crlf
+        return self._ends.bare
 
     def feed(self, octets: bytes) -> bytes | None:
         """Take a piece.  None while the message goes on, else what came behind its end."""
@@ -100,42 +125,113 @@ class MessageReader:
     def _take(self, block: bytes) -> None:
         if not block:
             return
-        self._cr += block.count(b"\r")
-        self._lf += block.count(b"\n")
-        self._crlf += block.count(b"\r\n")
-        if self._last == b"\r" and block.startswith(b"\n"):
-            self._crlf += 1
-        self._last = block[-1:]
+        self._ends.count(block)
         self.size_octets += len(block)
         if not self.too_big:
             self._write(block)
 
 
-class NewlineFixer:
-    """Makes each bare CR and LF of a message a CRLF, block by block.
+class ChunkReader:
+    """Counts the octets of chunks (RFC 3030), which have no end mark and no stuffed dots.
 
-    A line that is then a single dot gets a second one, so that nothing becomes an end of data.
+    Octets go to ``write`` as they came.  One reader serves all chunks of a message.
     """
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self.size_octets = 0
+        self._write = write
+        self._left = 0
+        self._ends = LineEnds()
+
+    @property
+    def bare_newline(self) -> bool:
+        """Whether a CR or an LF stood alone anywhere so far, also at the end of a chunk."""
+        return self._ends.bare
+
+    def expect(self, octets: int) -> None:
+        """A chunk of so many octets follows."""
+        self._left = octets
+
+    def feed(self, octets: bytes) -> bytes | None:
+        """Take a piece.  None while the chunk goes on, else what came behind its end."""
+        block = octets[: self._left]
+        if block:
+            self._left -= len(block)
+            self.size_octets += len(block)
+            self._ends.count(block)
+            self._write(block)
+        return None if self._left else octets[len(block) :]
+
+
+class NewlineFixer:
+    """Makes each bare CR and LF a CRLF, block by block."""
 
     def __init__(self) -> None:
         self._held = b""
-        self._tail = b"\r\n"
-        self._skip = 2
 
     def feed(self, block: bytes) -> bytes:
         block = self._held + block
         self._held = b"\r" if block.endswith(b"\r") else b""
-        return self._fix(block[: len(block) - len(self._held)], keep=len(_END) - 1)
+        return _LINE_END.sub(b"\r\n", block[: len(block) - len(self._held)])
 
     def finish(self) -> bytes:
         """What was held back."""
-        return self._fix(self._held, keep=0)
+        held, self._held = self._held, b""
+        return _LINE_END.sub(b"\r\n", held)
 
-    def _fix(self, block: bytes, keep: int) -> bytes:
-        text = self._tail + _LINE_END.sub(b"\r\n", block)
-        text = _LONE_DOT.sub(b"..", text)
+
+class _LineStarts:
+    """Changes what stands at the start of lines, over blocks that are whole when joined."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self._pattern = pattern
+        self._tail = b"\r\n"
+        self._skip = 2
+
+    def feed(self, block: bytes) -> bytes:
+        return self._change(block, keep=len(_END) - 1)
+
+    def finish(self) -> bytes:
+        """What was held back."""
+        return self._change(b"", keep=0)
+
+    def _change(self, block: bytes, keep: int) -> bytes:
+        text = self._pattern.sub(b"..", self._tail + block)
         cut = max(len(text) - keep, 0)
-        fixed = text[self._skip : cut]
+        changed = text[self._skip : cut]
         self._skip = max(self._skip - cut, 0)
         self._tail = text[cut:]
-        return fixed
+        return changed
+
+
+class LoneDots(_LineStarts):
+    """Gives a line that is a single dot a second one.
+
+    In a message whose line ends have been mended it would else have become the end of data.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_LONE_DOT)
+
+
+class Stuffer:
+    """Doubles the dot that begins a line (RFC 5321 section 4.5.2), block by block."""
+
+    def __init__(self) -> None:
+        # The last octets so far, as much as matters for what follows.
+        self._before = b"\r\n"
+
+    def feed(self, block: bytes) -> bytes:
+        if not block:
+            return block
+        before, self._before = self._before, (self._before + block)[-2:]
+        text = block.replace(b"\r\n.", b"\r\n..")
+        if before == b"\r\n" and block.startswith(b"."):
+            return b"." + text
+        if before[-1:] == b"\r" and block.startswith(b"\n."):
+            return b"\n." + text[1:]
+        return text
+
+    def finish(self) -> bytes:
+        """Nothing is held back."""
+        return b""

@@ -1,4 +1,4 @@
-"""Arguments of MAIL and RCPT (RFC 5321 section 4.1.2)."""
+"""Arguments of MAIL and RCPT (RFC 5321 section 4.1.2, RFC 6531 section 3.3)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import re
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import BadCommand, Reply
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LOCAL = rf"(?:{_ATOM}(?:\.{_ATOM})*|\"(?:[ !#-\[\]-~]|\\[ -~])*\")"
-_DOMAIN = r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|\[[!-Z^-~]+\])"
+# Signs beyond ASCII; octets that are no UTF-8 have become surrogates.  No controls, no line ends,
+# no blanks and nothing that turns the direction of what is shown.
+BEYOND_ASCII = (
+    r"\xa1-\u167f\u1681-\u1fff\u200c\u200d\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff"
+    r"\ue000-\ufefe\uff00-\ufff8\U00010000-\U0010ffff"
+)
+NOT_IN_A_COMMAND = re.compile(rf"[^ -~{BEYOND_ASCII}]")
+_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{BEYOND_ASCII}-]+"
+_LOCAL = rf"(?:{_ATOM}(?:\.{_ATOM})*|\"(?:[ !#-\[\]-~{BEYOND_ASCII}]|\\[ -~])*\")"
+# Those that could end the brackets, or open a quoted string, are in no literal that anybody has.
+_LITERAL = r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[A-Za-z][A-Za-z0-9-]*:[!#-;=?-Z^-~]+)\]"
+_NAME = rf"[A-Za-z0-9_{BEYOND_ASCII}]"
+_DOMAIN = rf"(?:{_NAME}(?:[A-Za-z0-9_.{BEYOND_ASCII}-]*{_NAME})?\.?|{_LITERAL})"
 _ROUTE = rf"(?:@{_DOMAIN}(?:,@{_DOMAIN})*:)?"
 # A name without a domain is for the next hop to complete or to refuse.
 _MAILBOX = rf"({_LOCAL}(?:@{_DOMAIN})?)"
 _PATH = re.compile(rf"<{_ROUTE}{_MAILBOX}>|{_MAILBOX}")
 _NULL_PATH = re.compile(r"<>")
 _PATH_END = re.compile(r"<(?:[^\">]|\"(?:[^\"\\]|\\.)*\")*>|[^\s<]\S*|<\S*", re.ASCII)
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]+))?")
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~{BEYOND_ASCII}]+))?")
 
 Parameters = dict[str, str | None]
 
@@ -35,6 +45,14 @@ def parse_recipient(argument: str) -> tuple[str, Parameters]:
     return _mailbox(path, replies.BAD_RECIPIENT), _parameters(rest, replies.RCPT_SYNTAX)
 
 
+def length_of_path(argument: str) -> int:
+    """How much of the argument of MAIL or RCPT is not parameters, in characters."""
+    keyword = argument.find(":") + 1
+    start = len(argument) - len(argument[keyword:].lstrip(" "))
+    match = _PATH_END.match(argument, start)
+    return match.end() if match else len(argument)
+
+
 def _split(argument: str, keyword: str, usage: Reply) -> tuple[str, str]:
     """The path and what follows it."""
     if argument[: len(keyword)].upper() != keyword:
@@ -47,8 +65,6 @@ def _split(argument: str, keyword: str, usage: Reply) -> tuple[str, str]:
 
 
 def _mailbox(path: str, bad: Reply) -> str:
-    if not path.isascii():
-        raise BadCommand(replies.NOT_ASCII_ADDRESS)
     match = _PATH.fullmatch(path)
     if match is None:
         raise BadCommand(bad)
@@ -60,7 +76,7 @@ def _parameters(rest: str, usage: Reply) -> Parameters:
     if rest and not rest.startswith(" "):
         raise BadCommand(usage)
     parameters: Parameters = {}
-    for word in rest.split():
+    for word in filter(None, rest.split(" ")):
         match = _PARAMETER.fullmatch(word)
         if match is None or match[1].upper() in parameters:
             raise BadCommand(usage)

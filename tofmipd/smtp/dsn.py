@@ -1,0 +1,32 @@
+"""Parameters of delivery status notifications (RFC 3461 section 4)."""
+
+from __future__ import annotations
+
+import re
+
+# RFC 3461 section 4: what is not itself is +XX.
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
+_ENVID = re.compile(rf"{_XTEXT}{{1,100}}")
+# RFC 6533 section 3 adds the type utf-8, whose signs may also be there as they are.
+_ORCPT = re.compile(
+    rf"(?i:utf-8);(?:{_XTEXT}|\\x\{{[0-9A-F]{{2,6}}\}}|[^\x00-\xa0\ud800-\udfff])+"
+    rf"|[A-Za-z0-9][A-Za-z0-9-]*;{_XTEXT}+"
+)
+_ORCPT_LIMIT = 500
+_EVENTS = ("SUCCESS", "FAILURE", "DELAY")
+
+
+def is_envid(value: str) -> bool:
+    return bool(_ENVID.fullmatch(value))
+
+
+def is_orcpt(value: str) -> bool:
+    return len(value) <= _ORCPT_LIMIT and bool(_ORCPT.fullmatch(value))
+
+
+def notify(value: str) -> str:
+    """The value in its usual form.  Raises ValueError."""
+    words = value.upper().split(",")
+    if words != ["NEVER"] and not (set(words) <= set(_EVENTS) and len(set(words)) == len(words)):
+        raise ValueError(f"not a NOTIFY: {value}")
+    return ",".join(words)

@@ -1,0 +1,1 @@
+"""Encryption by pyOpenSSL: certificates, contexts, encrypted connections."""

@@ -1,0 +1,127 @@
+"""A client's connection once it is encrypted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import time
+from collections.abc import Callable
+
+from OpenSSL import SSL, crypto
+
+from tofmipd.auth.certificates import names_of
+from tofmipd.smtp.envelope import Encryption
+from tofmipd.tls.contexts import Contexts, reason_of
+from tofmipd.wire import Wire
+
+# The most that one record holds.
+_RECORD_OCTETS = 16384
+
+
+class HandshakeFailed(ConnectionError):
+    """The client and this end cannot agree; ``str()`` says why."""
+
+
+class TlsWire(Wire):
+    """See Wire.  The socket never blocks: a record that comes octet by octet would outlast any
+    limit that the kernel keeps for single reads."""
+
+    def __init__(self, plain: Wire, contexts: Contexts, deadline: float, *, at_once: bool) -> None:
+        """Do the handshake.  Raises HandshakeFailed, TimeoutError."""
+        self._take_over(plain)
+        self._socket.setblocking(False)
+        self._connection = SSL.Connection(contexts.current(), self._socket)
+        self._connection.set_accept_state()
+        while True:
+            try:
+                self._connection.do_handshake()
+                break
+            except (SSL.WantReadError, SSL.WantWriteError) as error:
+                self._wait(error, deadline, "the TLS handshake takes too long")
+            except SSL.ZeroReturnError:
+                raise HandshakeFailed("TLS handshake: closed by the client") from None
+            except SSL.SysCallError as error:
+                raise HandshakeFailed(f"TLS handshake: {error.args[-1]}") from None
+            except SSL.Error as error:
+                raise HandshakeFailed(f"TLS handshake: {reason_of(error)}") from None
+        self.encryption = _encryption(self._connection, at_once)
+
+    def receive(self, octets: int, deadline: float) -> bytes:
+        while True:
+            try:
+                return self._connection.recv(min(octets, _RECORD_OCTETS))
+            except (SSL.WantReadError, SSL.WantWriteError) as error:
+                self._wait(error, deadline, "the client is too slow")
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.SysCallError as error:
+                if error.args[0] == -1:
+                    return b""
+                raise ConnectionResetError(error.args[-1]) from None
+            except SSL.Error as error:
+                raise ConnectionAbortedError(f"TLS: {reason_of(error)}") from None
+
+    def _send(self, octets: bytes, deadline: float) -> None:
+        view = memoryview(octets)
+        while view:
+            try:
+                view = view[self._connection.send(view[:_RECORD_OCTETS]) :]
+            except (SSL.WantReadError, SSL.WantWriteError) as error:
+                self._wait(error, deadline, "the client does not read its replies")
+            except SSL.ZeroReturnError:
+                raise ConnectionResetError("closed by the client") from None
+            except SSL.SysCallError as error:
+                raise ConnectionResetError(error.args[-1]) from None
+            except SSL.Error as error:
+                raise ConnectionAbortedError(f"TLS: {reason_of(error)}") from None
+
+    def _wait(self, error: Exception, deadline: float, complaint: str) -> None:
+        """Until the socket can do what TLS wants of it; raises TimeoutError when it cannot.
+
+        A record may be on its way in either direction whatever was asked for.
+        """
+        left = deadline - time.monotonic()
+        poll = select.poll()
+        wanted = select.POLLIN if isinstance(error, SSL.WantReadError) else select.POLLOUT
+        poll.register(self._socket, wanted)
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError(complaint)
+
+    def close(self, *, linger: bool = False) -> None:
+        """Say goodbye to TLS, if that can be said without waiting, and close."""
+        with contextlib.suppress(SSL.Error):
+            self._connection.shutdown()
+        super().close(linger=linger)
+
+    def _drain_some(self, octets: int, deadline: float) -> bytes:
+        """What still comes is of no interest: it need not be deciphered."""
+        left = deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError("the client is too slow")
+        return self._socket.recv(octets)
+
+
+def encryptor(contexts: Contexts) -> Callable[[Wire, float, bool], tuple[Wire, Encryption]]:
+    """What starts TLS on a connection; see pump.Encrypt."""
+
+    def encrypt(plain: Wire, deadline: float, at_once: bool) -> tuple[Wire, Encryption]:
+        wire = TlsWire(plain, contexts, deadline, at_once=at_once)
+        return wire, wire.encryption
+
+    return encrypt
+
+
+def _encryption(connection: SSL.Connection, at_once: bool) -> Encryption:
+    certificate = connection.get_peer_certificate()
+    version, cipher = connection.get_protocol_version_name(), connection.get_cipher_name()
+    encryption = Encryption(version, cipher or "unknown", at_once)
+    if certificate is None:
+        return encryption
+    return dataclasses.replace(
+        encryption,
+        certificate=crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate),
+        names=names_of(certificate.to_cryptography()),
+    )
