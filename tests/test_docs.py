@@ -18,10 +18,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import tofmipd
 import tofmipd.privsep
 from tofmipd import cli, errors, options
+from tofmipd.auth.certificates import Certificates
+from tofmipd.auth.credentials import Certificate, Verdict
 from tofmipd.commands import inject
 from tofmipd.privsep import errands, outbound
 from tofmipd.smtp import replies
@@ -785,6 +789,47 @@ def test_the_examples_of_the_library_work(block, tmp_path):
         assert re.search(
             r"^you-dated-\d+\.\w{6}@example\.org b@shop\.example$", result.stdout, re.M
         )
+
+
+# docs/tls.md
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """A directory in which the commands for an authority and a login have been given."""
+    text = (ROOT / "docs/tls.md").read_text().partition("## Logins by certificate")[2]
+    commands = [block for block in code_blocks(text) if block.startswith("openssl req")]
+    home = Home(tmp_path)
+    for block in commands:
+        result = home.shell(f"set -e\n{block}", OPENSSL_CONF="/etc/ssl/openssl.cnf")
+        assert result.returncode == 0, result.stderr
+    assert "anna.pem: OK" in result.stdout
+    return tmp_path
+
+
+@pytest.mark.peer("openssl")
+def test_the_commands_for_logins_by_certificate_make_one(authority):
+    certificates = Certificates(str(authority / "ca.pem"))
+    shown = x509.load_pem_x509_certificate((authority / "anna.pem").read_bytes())
+    der = shown.public_bytes(Encoding.DER)
+    assert certificates.check(Certificate("anna", der)) is Verdict.ACCEPTED
+    assert certificates.check(Certificate("bert", der)) is Verdict.REJECTED
+    assert (authority / "anna.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_options_of_the_service_are_options_of_the_program(tmp_path):
+    (block,) = [b for b in code_blocks((ROOT / "docs/tls.md").read_text()) if "OPTIONS=" in b]
+    told = re.search(r'OPTIONS="([^"]*)"', block)
+    assert told is not None
+    words = told[1].replace("\\\n", " ").split()
+    known = options.make_parser().parse_args(words)
+    assert [str(place) for place in known.proxyport] == [
+        "0.0.0.0:465",
+        "0.0.0.0:587",
+        "127.0.0.1:8025",
+    ]
+    assert [place.mode for place in known.ipv6proxyport] == ["ssl", "on"]
+    assert "tofmipd -f $OPTIONS" in (ROOT / "etc/tofmipd.service").read_text()
 
 
 # docs/clients.md

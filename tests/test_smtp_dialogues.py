@@ -4,17 +4,24 @@ Each line of a file begins with one of these:
 
 ``# ``   a comment, as is an empty line
 ``! ``   NAME VALUE: a field of Policy (`size_limit_octets 100`, `mechanisms PLAIN LOGIN`), or
-         `password USER PASSWORD`, `sources unavailable`, `outcome CODE DETAIL TEXT`;
+         `password USER PASSWORD`, `sources unavailable`, `outcome CODE DETAIL TEXT`,
+         `certificate NAME ADDRESS ...` for whom the certificate of the client names, which is
+         seen when TLS begins, and `encryption at-once` for TLS that comes before the greeting;
          these stand before the conversation
 ``C: ``  a line that the client sends, without its CRLF; lines that follow each other are sent at
-         once.  ``\\xNN`` is an octet, ``\\n`` a line feed
-``S: ``  a line that the server answers; ``...`` stands for any text.  `<closed>` is the end of
-         the connection
+         once.  ``\\xNN`` is an octet, ``\\r`` and ``\\n`` are CR and LF
+``D: ``  octets that the client sends with no CRLF behind them, as they follow BDAT
+``S: ``  a line that the server answers; ``...`` stands for any text, and a line of nothing else
+         for any number of lines.  `<closed>` is the end of the connection
 ``G: ``  what the session asks of what stands behind the gate, as `fakes.Desk` puts it
+``M: ``  behind "G: submit", a line of the message in wire form; with none of them the message is
+         not looked at.  A last line without CRLF looks like any other
+``--``   alone on a line: the connection ends here, and another one begins
 
-``{a*500}`` is five hundred times "a", and ``{ *1}`` a blank at the end of a line.  All S and G
+``{a*500}`` is five hundred times "a", and ``{ *1}`` a blank at the end of a line.  All S, G and M
 lines between two C lines are compared, in their order, with all that came out.  Each file is
-played twice: with whole groups of C lines, and octet by octet.
+played twice: with whole groups of C lines, and octet by octet.  test_dialogues_over_the_wire.py
+plays them over real connections.
 """
 
 from __future__ import annotations
@@ -22,37 +29,119 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from fakes import ALL_MECHANISMS, Desk, octet_by_octet
+from fakes import ALL_MECHANISMS, RFC2195_CHALLENGE, TAKEN, TLS, Desk, is_right, octet_by_octet
 
+from tofmipd.auth.credentials import Certificate, Credentials, Verdict
+from tofmipd.smtp.envelope import Encryption
 from tofmipd.smtp.reply import Reply
 from tofmipd.smtp.session import Policy
 
 FILES = sorted((Path(__file__).parent / "dialogues").glob("*.txt"))
+STATES = [path for path in FILES if path.name.startswith("state-")]
+# "TURN" is one that no client should use any more, and "" the empty line.
+VERBS = "EHLO HELO STARTTLS AUTH MAIL RCPT DATA BDAT RSET NOOP VRFY EXPN HELP QUIT TURN ".split(" ")
 PASSWORDS = {"bobby": b"FooBar", "tim": b"tanstaaftanstaaf"}
 NUMBERS = {f.name for f in dataclasses.fields(Policy) if f.type in ("int", "bool")}
 
 
-def desk_for(settings: list[str]) -> Desk:
-    """A desk with the settings of the "!" lines."""
-    policy = Policy("mx.example", ALL_MECHANISMS)
-    desk = Desk(policy, dict(PASSWORDS))
-    for name, value in (setting.split(" ", 1) for setting in settings):
-        if name == "password":
-            user, password = value.split(" ", 1)
-            desk.passwords[user] = password.encode()
-        elif name == "sources":
-            desk.unavailable = value == "unavailable"
-        elif name == "outcome":
-            code, detail, text = value.split(" ", 2)
-            desk.outcome = Reply(int(code), detail, (text,))
-        elif name in NUMBERS:
-            policy = dataclasses.replace(policy, **{name: int(value)})
+class Group(NamedTuple):
+    """What the client sends at once, and all that must come of it; the greeting is first."""
+
+    sent: list[str]
+    expected: list[str]
+
+    @property
+    def octets(self) -> bytes:
+        return b"".join(octets_of(line) for line in self.sent)
+
+
+@dataclass
+class Dialogue:
+    """One file: the settings of its "!" lines, and its conversations."""
+
+    policy: Policy = Policy("mx.example", ALL_MECHANISMS)
+    passwords: dict[str, bytes] = field(default_factory=lambda: dict(PASSWORDS))
+    unavailable: bool = False
+    outcome: Reply = TAKEN
+    names: tuple[str, ...] = ()
+    at_once: bool = False
+    conversations: list[list[Group]] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """All that is said in it."""
+        groups = [group for groups in self.conversations for group in groups]
+        return [line for group in groups for line in (*group.sent, *group.expected)]
+
+    @property
+    def encryption(self) -> Encryption:
+        certificate = b"a certificate" if self.names else b""
+        return dataclasses.replace(
+            TLS, at_once=self.at_once, names=self.names, certificate=certificate
+        )
+
+    def set(self, name: str, value: str) -> None:
+        """Obey a "!" line."""
+        match name:
+            case "password":
+                user, password = value.split(" ", 1)
+                self.passwords[user] = password.encode()
+            case "sources":
+                self.unavailable = value == "unavailable"
+            case "outcome":
+                code, detail, text = value.split(" ", 2)
+                self.outcome = Reply(int(code), detail, (text,))
+            case "certificate":
+                self.names = tuple(value.split())
+            case "encryption":
+                assert value == "at-once"
+                self.at_once = True
+            case _:
+                new = int(value) if name in NUMBERS else tuple(value.split())
+                self.policy = dataclasses.replace(self.policy, **{name: new})
+
+    def judge(self, credentials: Credentials) -> Verdict:
+        if self.unavailable:
+            return Verdict.UNAVAILABLE
+        if isinstance(credentials, Certificate):
+            right = bool(credentials.der) and credentials.user in self.passwords
         else:
-            policy = dataclasses.replace(policy, **{name: tuple(value.split())})
-    return Desk(policy, desk.passwords, unavailable=desk.unavailable, outcome=desk.outcome)
+            right = is_right(self.passwords, credentials, RFC2195_CHALLENGE)
+        return Verdict.ACCEPTED if right else Verdict.REJECTED
+
+
+def read(path: Path) -> Dialogue:
+    dialogue = Dialogue()
+    talk: list[str] = []
+    for line in path.read_text().splitlines():
+        if line.startswith("! "):
+            assert not talk, f"{path.name}: {line}"
+            dialogue.set(*line[2:].split(" ", 1))
+        elif line and line[0] != "#":
+            assert line == "--" or line.startswith(("C:", "D: ", "S: ", "G: ", "M: ")), line
+            talk.append(line)
+    while "--" in talk:
+        end = talk.index("--")
+        dialogue.conversations.append(list(_groups(talk[:end])))
+        del talk[: end + 1]
+    dialogue.conversations.append(list(_groups(talk)))
+    return dialogue
+
+
+def _groups(lines: list[str]) -> Iterable[Group]:
+    group = Group([], [])
+    for line in lines:
+        ours = line.startswith(("C:", "D: "))
+        if ours and group.expected:
+            yield group
+            group = Group([], [])
+        (group.sent if ours else group.expected).append(line)
+    yield group
 
 
 def repeated(line: str) -> str:
@@ -60,24 +149,54 @@ def repeated(line: str) -> str:
 
 
 def octets_of(line: str) -> bytes:
-    octets = repeated(line[2:].removeprefix(" ")).encode().replace(b"\\n", b"\n")
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), octets) + b"\r\n"
+    """What a C or a D line puts on the wire."""
+    octets = repeated(line[2:].removeprefix(" ")).encode()
+    octets = octets.replace(b"\\r", b"\r").replace(b"\\n", b"\n")
+    octets = re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), octets)
+    return octets if line.startswith("D:") else octets + b"\r\n"
+
+
+def lines_of(message: bytes) -> list[str]:
+    """The M lines for a message in wire form."""
+    text = message.decode("utf-8", "backslashreplace")
+    return [f"M: {line}" for line in text.removesuffix("\r\n").split("\r\n")] if text else []
 
 
 def pattern_of(line: str) -> str:
-    return ".*".join(re.escape(part) for part in repeated(line).split("..."))
+    if line == "S: ...":
+        return "(?:S: .*\n)*"
+    return ".*".join(re.escape(part) for part in repeated(line).split("...")) + "\n"
 
 
-def groups_of(lines: list[str]) -> Iterable[tuple[list[str], list[str]]]:
-    """What the client sends at once, and all that it must get for it; the greeting is first."""
-    sent: list[str] = []
-    expected: list[str] = []
-    for line in lines:
-        if line.startswith("C:") and expected:
-            yield sent, expected
-            sent, expected = [], []
-        (sent if line.startswith("C:") else expected).append(line)
-    yield sent, expected
+def compare(said: list[str], expected: list[str], sent: list[str]) -> None:
+    if not any(line.startswith("M: ") for line in expected):
+        said = [line for line in said if not line.startswith("M: ")]
+    wanted = "".join(pattern_of(line) for line in expected)
+    text = "".join(line + "\n" for line in said)
+    assert re.fullmatch(wanted, text), f"after {sent}: {said}, wanted {expected}"
+
+
+class FileDesk(Desk):
+    """A desk as a file wants it; with the messages in what it says."""
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
+        super().__init__(
+            dialogue.policy, outcome=dialogue.outcome, encryption=dialogue.encryption
+        )
+        if dialogue.at_once:
+            self.session.secured(self.encryption)
+
+    def said(self) -> list[str]:
+        said: list[str] = []
+        for line in super().said():
+            said.append(line)
+            if line.startswith("G: submit"):
+                said += lines_of(self.received.pop(0))
+        return said
+
+    def _judge(self, credentials: Credentials) -> Verdict:
+        return self._dialogue.judge(credentials)
 
 
 def whole(octets: bytes) -> Iterable[bytes]:
@@ -93,15 +212,18 @@ def test_there_are_dialogues():
 def test_the_session_answers_as_written(
     path: Path, pieces: Callable[[bytes], Iterable[bytes]]
 ) -> None:
-    lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
-    desk = desk_for([line[2:] for line in lines if line.startswith("! ")])
-    talk = [line for line in lines if not line.startswith("! ")]
-    assert all(line.startswith(("C:", "S: ", "G: ")) for line in talk)
-    for sent, expected in groups_of(talk):
-        for octets in pieces(b"".join(octets_of(line) for line in sent)):
-            desk.feed(octets)
-        said = desk.said()
-        shown = f"after {sent}: {said}"
-        assert len(said) == len(expected), shown
-        for is_line, must_line in zip(said, expected, strict=True):
-            assert re.fullmatch(pattern_of(must_line), is_line), f"{shown}, wanted {must_line}"
+    dialogue = read(path)
+    for groups in dialogue.conversations:
+        desk = FileDesk(dialogue)
+        for group in groups:
+            for octets in pieces(group.octets):
+                desk.feed(octets)
+            compare(desk.said(), group.expected, group.sent)
+
+
+@pytest.mark.parametrize("path", STATES, ids=lambda path: path.stem)
+def test_each_verb_is_tried_in_each_state(path):
+    said = {line[2:].split(" ")[1] for line in read(path).lines if line.startswith("C: ")}
+    if "C:" in path.read_text().splitlines():
+        said.add("")
+    assert not set(VERBS) - said

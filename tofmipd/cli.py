@@ -308,8 +308,18 @@ def full_version(mode: GlobalMode) -> str:
     ]
     for package in ("pyOpenSSL", "python-pam", "ldap3"):
         try:
-            lines.append(f"{package} {version(package)}")
+            more = f" with {_openssl()}" if package == "pyOpenSSL" else ""
+            lines.append(f"{package} {version(package)}{more}")
         except PackageNotFoundError:
             lines.append(f"{package} not installed")
     lines.append(f"started by root: {mode.roles}; else all is yours")
     return "\n".join(lines)
+
+
+def _openssl() -> str:
+    """What encrypts clients' connections; it need not be what Python itself uses."""
+    try:
+        from tofmipd.tls.contexts import library_version
+    except ImportError:
+        return "no library that works"
+    return library_version()

@@ -54,8 +54,9 @@ class Encryption:
         """Read the files again; bad ones change nothing but the log."""
         from tofmipd.tls.files import paths_of
 
-        if self._contexts is None:
+        if self._contexts is None or self._watch is None:
             return
+        self._watch.taken()
         try:
             self._contexts.reload(paths_of(self._settings))
         except OSError as error:

@@ -102,7 +102,7 @@ class GlobalDaemon:
         if not settings.pairs:
             return None
         watch = Watch(settings)
-        return Keys(lambda: paths_of(settings), watch.changed)
+        return Keys(lambda: paths_of(settings), watch.changed, watch.taken)
 
     def _files(self) -> tuple[str, ...]:
         """Those that auth reads and only root may."""

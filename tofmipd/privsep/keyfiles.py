@@ -27,11 +27,17 @@ LOOK_SECONDS = 5.0
 
 
 class Keys:
-    """Lists the files, which raises OSError, and tells whether they have changed."""
+    """Lists the files, which raises OSError, and tells whether they have changed since then."""
 
-    def __init__(self, paths: Callable[[], list[str]], changed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        paths: Callable[[], list[str]],
+        changed: Callable[[], bool],
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
         self._paths = paths
         self._changed = changed
+        self._taken = taken
         self.due = time.monotonic() + LOOK_SECONDS
 
     def look(self, now: float) -> bool:
@@ -42,6 +48,7 @@ class Keys:
         return self._changed()
 
     def send(self, send: Send) -> None:
+        self._taken()
         try:
             _send_files(self._paths(), send)
         except OSError as error:
@@ -49,63 +56,84 @@ class Keys:
 
 
 def _send_files(paths: Sequence[str], send: Send) -> None:
-    """Open all and send them.  Raises OSError when not even the list can be made."""
-    opened: list[int] = []
-    listed: list[tuple[str, str]] = []
+    """The list of all, then those that can be opened, a few at a time.
+
+    Raises OSError when not even the list can be made.
+    """
+    listed = [(path, _problem(path)) for path in paths]
+    good = [path for path, problem in listed if not problem]
+    with memory_file(json.dumps(listed).encode()) as file:
+        file.seek(0)
+        send(Control(Kind.KEYS, len(good)), (file.fileno(),))
+    for start in range(0, len(good), KEY_FILES_AT_ONCE):
+        opened: list[int] = []
+        try:
+            for path in good[start : start + KEY_FILES_AT_ONCE]:
+                opened.append(_open_in_any_case(path))
+            send(Control(Kind.KEY_FILES), tuple(opened))
+        finally:
+            close_all(opened)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _problem(path: str) -> str:
+    """Why a file cannot be opened, "" if it can."""
     try:
-        for path in paths:
-            try:
-                opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-                listed.append((path, ""))
-            except OSError as error:
-                listed.append((path, error.strerror or "no reason given"))
-        with memory_file(json.dumps(listed).encode()) as file:
-            file.seek(0)
-            send(Control(Kind.KEYS, len(opened)), (file.fileno(),))
-        for start in range(0, len(opened), KEY_FILES_AT_ONCE):
-            send(Control(Kind.KEY_FILES), tuple(opened[start : start + KEY_FILES_AT_ONCE]))
-    finally:
-        close_all(opened)
+        close_all([_open(path)])
+    except OSError as error:
+        return error.strerror or "no reason given"
+    return ""
+
+
+def _open_in_any_case(path: str) -> int:
+    """One that has vanished since it was listed counts as empty, which is reason enough."""
+    try:
+        return _open(path)
+    except OSError:
+        return _open(os.devnull)
 
 
 class KeyFiles:
-    """What the server has got so far."""
+    """What the server has got so far.  It is read as it comes: there may be many files."""
 
     def __init__(self) -> None:
         self._expected = 0
         self._listed: list[tuple[str, str]] = []
-        self._descriptors: list[int] = []
+        self._contents: list[bytes | OSError] = []
 
     def begin(self, count: int, descriptors: Sequence[int]) -> None:
         """Take the list; so many descriptors are to come."""
-        close_all(self._descriptors)
         with open(descriptors[0], "rb") as file:
             self._listed = [(str(path), str(error)) for path, error in json.loads(file.read())]
-        self._descriptors = []
+        self._contents = []
         self._expected = count
 
     def add(self, descriptors: Sequence[int]) -> None:
-        self._descriptors += descriptors
+        self._contents += map(_content, descriptors)
 
     def take(self) -> Mapping[str, bytes | OSError] | None:
         """Path and content of all files, or why there is none; None if more are to come."""
-        if not self._listed or len(self._descriptors) < self._expected:
+        if not self._listed or len(self._contents) < self._expected:
             return None
-        descriptors, self._descriptors = self._descriptors, []
+        contents = iter(self._contents)
         found: dict[str, bytes | OSError] = {}
-        rest = iter(descriptors)
         for path, error in self._listed:
-            found[path] = OSError(0, error, path) if error else _content(next(rest))
-        self._listed = []
+            found[path] = OSError(0, error, path) if error else next(contents)
+        self._listed, self._contents = [], []
         return found
 
 
 def _content(descriptor: int) -> bytes | OSError:
     try:
-        with open(descriptor, "rb") as file:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read(_LIMIT_OCTETS)
     except OSError as error:
         return error
+    finally:
+        close_all([descriptor])
 
 
 def reader_of(files: Mapping[str, bytes | OSError]) -> Callable[[str], bytes]:

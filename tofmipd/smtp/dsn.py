@@ -6,6 +6,7 @@ import re
 
 # RFC 3461 section 4: what is not itself is +XX.
 _XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
+_HEX = re.compile(r"\+[0-9A-Fa-f]{2}")
 _ENVID = re.compile(rf"{_XTEXT}{{1,100}}")
 # RFC 6533 section 3 adds the type utf-8, whose signs may also be there as they are.
 _ORCPT = re.compile(
@@ -14,6 +15,11 @@ _ORCPT = re.compile(
 )
 _ORCPT_LIMIT = 500
 _EVENTS = ("SUCCESS", "FAILURE", "DELAY")
+
+
+def in_capitals(value: str) -> str:
+    """xtext with its digits as the RFC has them; there are clients that write +3d."""
+    return _HEX.sub(lambda match: match[0].upper(), value)
 
 
 def is_envid(value: str) -> bool:

@@ -335,7 +335,7 @@ class Session:
                 if envelope.ret not in ("FULL", "HDRS"):
                     raise BadCommand(replies.BAD_RET)
             case "ENVID":
-                envelope.envid = value or ""
+                envelope.envid = dsn.in_capitals(value or "")
                 if not dsn.is_envid(envelope.envid):
                     raise BadCommand(replies.BAD_ENVID)
             case "AUTH":  # RFC 4954 section 5: taken as AUTH=<>, for nobody here is trusted
@@ -515,9 +515,10 @@ def _notice(parameters: syntax.Parameters) -> str:
                 except ValueError:
                     raise BadCommand(replies.BAD_NOTIFY) from None
             case "ORCPT":
-                if not dsn.is_orcpt(value or ""):
+                original = dsn.in_capitals(value or "")
+                if not dsn.is_orcpt(original):
                     raise BadCommand(replies.BAD_ORCPT)
-                orcpt = f"ORCPT={value}"
+                orcpt = f"ORCPT={original}"
             case _:
                 raise BadCommand(replies.unknown_parameter(name))
     return " ".join(filter(None, (notify, orcpt)))

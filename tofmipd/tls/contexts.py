@@ -16,9 +16,9 @@ from OpenSSL import SSL, crypto
 from tofmipd.auth.certificates import certificates_in
 from tofmipd.content import memory_file
 from tofmipd.settings import EncryptionSettings
-from tofmipd.tls.files import paths_of
+from tofmipd.tls.files import is_open_to_all, paths_of
 from tofmipd.tls.files import read as read_file
-from tofmipd.tls.material import Material, Pair, TlsError, load
+from tofmipd.tls.material import Key, Material, Pair, TlsError, load
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ class Contexts:
         except OSError as error:
             raise TlsError(f"{settings.sni_directory}: cannot be read: {error.strerror}") from None
         self._take(self._load(paths, read_file))
+        for _, key in settings.pairs:
+            if is_open_to_all(key):
+                log.warning("%s: everybody on this machine can read the key (chmod 600)", key)
 
     def reload(self, paths: Sequence[str], read: Callable[[str], bytes] = read_file) -> None:
         """Read all files again; bad ones leave everything as it is, and the log says so.
@@ -86,10 +89,10 @@ class Contexts:
 
         Raises TlsError.
         """
-        chosen: dict[str, dict[int, Pair]] = {}
+        chosen: dict[str, dict[type[Key], Pair]] = {}
         for pair in material.more:
             for name in pair.names:
-                chosen.setdefault(name, {}).setdefault(pair.key.type(), pair)
+                chosen.setdefault(name, {}).setdefault(type(pair.key), pair)
         # Many names share a certificate, and so a context.
         contexts: dict[tuple[str, ...], SSL.Context] = {}
         by_name = {}
@@ -122,13 +125,21 @@ class Contexts:
             try:
                 with _as_path(pair.chain) as path:
                     context.use_certificate_chain_file(path)
-                context.use_privatekey(pair.key)
+                _use_key(context, pair.key)
                 context.check_privatekey()
             except SSL.Error as error:
                 raise TlsError(f"{pair.path}: cannot be used: {reason_of(error)}") from None
         if authorities:
             _ask_for_certificates(context, authorities)
         return context
+
+
+def _use_key(context: SSL.Context, key: Key) -> None:
+    """Older versions of the library take only an object of their own."""
+    try:
+        context.use_privatekey(key)
+    except TypeError:
+        context.use_privatekey(crypto.PKey.from_cryptography_key(key))
 
 
 def _ask_for_certificates(context: SSL.Context, authorities: bytes) -> None:
@@ -173,3 +184,8 @@ def reason_of(error: SSL.Error) -> str:
         )
     except (IndexError, TypeError, ValueError):
         return str(error) or "no reason given"
+
+
+def library_version() -> str:
+    """Of the OpenSSL that is in use here."""
+    return SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode("ascii", "replace")

@@ -6,6 +6,7 @@ Nothing here looks into them: in global mode this runs where no secret may be re
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 
 from tofmipd.settings import EncryptionSettings
@@ -64,6 +65,14 @@ def read(path: str) -> bytes:
         return file.read(LIMIT_OCTETS)
 
 
+def is_open_to_all(path: str) -> bool:
+    """Whether everybody may read it; False where nobody can tell."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
 class Watch:
     """Tells once when files have changed and then stayed as they are for one more look."""
 
@@ -77,6 +86,10 @@ class Watch:
         except OSError:
             return None
         return paths, stamps_of(paths)
+
+    def taken(self) -> None:
+        """The files have been read just now, for whatever reason."""
+        self._known = self._seen = self._look()
 
     def changed(self) -> bool:
         """Look again.  Chain and key are replaced one after the other, which takes a moment."""

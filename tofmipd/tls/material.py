@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
-from OpenSSL import crypto
 
 from tofmipd.settings import EncryptionSettings
 from tofmipd.tls.files import pairs_among
@@ -22,6 +20,15 @@ _KEY = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
 )
 _SOON = datetime.timedelta(days=10)
+
+
+# What TLS 1.2 and 1.3 have certificates for.
+Key = (
+    rsa.RSAPrivateKey
+    | ec.EllipticCurvePrivateKey
+    | ed25519.Ed25519PrivateKey
+    | ed448.Ed448PrivateKey
+)
 
 
 class TlsError(Exception):
@@ -37,7 +44,7 @@ class Pair:
 
     path: str
     chain: bytes
-    key: crypto.PKey = field(repr=False)
+    key: Key = field(repr=False)
     names: tuple[str, ...]
     ends: datetime.datetime
 
@@ -95,18 +102,9 @@ def _pair(
     if now < begins:
         text = f"{chain_path}: the certificate begins on {begins:%Y-%m-%d %H:%M} UTC"
         raise TlsError(f"{text}; is the clock right?")
-    if not isinstance(key, _KEYS):
-        raise TlsError(f"{key_path}: not a kind of key for TLS; make an ECDSA or RSA key")
-    pkey = crypto.PKey.from_cryptography_key(key)
-    return Pair(chain_path, chain, pkey, _names(certificate), ends)
+    return Pair(chain_path, chain, key, _names(certificate), ends)
 
 
-_KEYS = (
-    rsa.RSAPrivateKey,
-    ec.EllipticCurvePrivateKey,
-    ed25519.Ed25519PrivateKey,
-    ed448.Ed448PrivateKey,
-)
 _PUBLIC = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -127,7 +125,7 @@ def _first_certificate(path: str, chain: bytes) -> x509.Certificate:
     return blocks[0]
 
 
-def _key(path: str, text: bytes) -> PrivateKeyTypes:
+def _key(path: str, text: bytes) -> Key:
     match = _KEY.search(text)
     if match is None:
         raise TlsError(f"{path}: no key in it; it must be PEM (BEGIN PRIVATE KEY)")
@@ -140,6 +138,8 @@ def _key(path: str, text: bytes) -> PrivateKeyTypes:
         ) from None
     except ValueError as error:
         raise TlsError(f"{path}: the key cannot be read: {error}") from None
+    if not isinstance(key, Key):
+        raise TlsError(f"{path}: not a kind of key for TLS; make an ECDSA or RSA key")
     return key
 
 
