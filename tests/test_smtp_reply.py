@@ -73,6 +73,7 @@ def test_only_a_reply_that_says_goodbye_or_loses_track_closes(name):
     elif reply.closes:
         assert reply in (
             replies.LINE_TOO_LONG,
+            replies.AUTH_TOO_LONG,
             replies.BARE_LINE_END,
             replies.TLS_AT_ONCE,
             # More follows, and nobody can tell how much, or wants to read so much.

@@ -10,6 +10,8 @@ from typing import IO
 
 MEMORY_LIMIT_OCTETS = 1 << 20
 BLOCK_OCTETS = 256 << 10
+# Of a message that comes in tiny pieces, each of which would cost more than its octets.
+_MOST_BLOCKS = 1024
 
 
 class Content:
@@ -32,6 +34,8 @@ class Content:
             self._blocks.clear()
         if self._file is None:
             self._blocks.append(block)
+            if len(self._blocks) > _MOST_BLOCKS:
+                self._blocks = [b"".join(self._blocks)]
         else:
             _write_all(self._file, block)
 

@@ -308,7 +308,7 @@ class Pump:
                 raise TimeoutError("the message comes too slowly")
             if size > most:
                 return False
-            octets = self._wire.receive(want, now + self._limits.data_timeout)
+            octets = self._receive_some(want, now + self._limits.data_timeout)
             if not octets:
                 raise Hangup("closed by the client within a message")
             if len(octets) == want:
@@ -316,3 +316,16 @@ class Pump:
             rest = reader.feed(octets)
         self._lines.feed(rest)
         return True
+
+    def _receive_some(self, want: int, deadline: float) -> bytes:
+        """Octets of a message.  Nobody gets more time to log in by sending one that is refused."""
+        if self._session.authenticated:
+            return self._wire.receive(want, deadline)
+        self._idle = True
+        try:
+            octets = self._wire.receive(want, min(deadline, self._login_deadline))
+        finally:
+            self._idle = False
+        if not octets and self._expired:
+            raise TimeoutError("not logged in, and others wait for a connection")
+        return octets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import logging
 import secrets
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _POLL_SECONDS = 0.5
+# The client stays in the backlog, and nothing but time helps.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Above three quarters of the connections; else the limit is that of the settings.
 CROWDED_LOGIN_SECONDS = 10
 
@@ -116,6 +119,10 @@ class Service:
                 return True
             self.tend()
         return False
+
+    def pause(self) -> None:
+        """Wait a moment, or until the service stops."""
+        self._stopping.wait(_POLL_SECONDS)
 
     def give_slot(self) -> None:
         self._slots.release()
@@ -254,8 +261,11 @@ class Listener(socketserver.ThreadingTCPServer):
             raise ConnectionAbortedError("stopping")
         try:
             return self.socket.accept()
-        except OSError:
+        except OSError as error:
             self._service.give_slot()
+            if error.errno in _EXHAUSTED:
+                log.error("clients must wait: %s", error.strerror)
+                self._service.pause()
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:

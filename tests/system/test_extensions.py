@@ -90,6 +90,9 @@ def test_a_sender_beyond_ascii_is_tagged(daemon, home, hop_with):
     )
     assert reply.startswith("250")
     assert re.fullmatch(r"jörg-dated-\d+\.[0-9a-f]{6}@bücher\.example", hop.message(TO).sender)
+    hop_with("8BITMIME")
+    reply = exchange(daemon.port, "<a@b.example> SMTPUTF8", f"<{TO}>", message=text.encode())
+    assert reply.startswith("550 5.6.7 The next hop does not take addresses beyond ASCII")
 
 
 REFUSED = [

@@ -179,11 +179,14 @@ class Connection:
             command += b" BODY=8BITMIME"
         elif parameters.eight_bit and not self._hop.pass_eight_bit:
             raise _impossible(554, "6.3", "does not take 8-bit messages")
-        beyond_ascii = not all(address.isascii() for address in (copy.sender, *copy.recipients))
+        to_all = all(address.isascii() for address in copy.recipients)
         if "smtputf8" in self._features:
-            if beyond_ascii or parameters.smtputf8:
+            if parameters.smtputf8 or not (to_all and copy.sender.isascii()):
                 command += b" SMTPUTF8"
-        elif beyond_ascii:
+        elif not copy.sender.isascii():
+            # RFC 6531 section 3.5: another code than for a recipient's.
+            raise _impossible(550, "6.7", "does not take addresses beyond ASCII")
+        elif not to_all:
             raise _impossible(553, "6.7", "does not take addresses beyond ASCII")
         elif parameters.smtputf8 and not copy.header.isascii():
             raise _impossible(554, "6.9", "does not take header fields beyond ASCII")

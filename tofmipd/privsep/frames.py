@@ -444,6 +444,8 @@ def decode_answer(octets: bytes) -> tuple[Reply | None, list[LogLine]]:
     if kind not in (Kind.LINES, Kind.ANSWER) or texts != (kind == Kind.ANSWER):
         raise BadFrame(f"kind {kind} is not an answer")
     reply = None
+    if kind == Kind.LINES and code:
+        raise BadFrame(f"code {code} without an answer")
     if kind == Kind.ANSWER:
         detail, text = reader.texts(7, _REPLY_LIMIT_OCTETS)
         if not (code == 250 or 400 <= code < 600) or not _DETAIL.fullmatch(detail):

@@ -7,7 +7,8 @@ import re
 # RFC 3461 section 4: what is not itself is +XX.
 _XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
 _HEX = re.compile(r"\+[0-9A-Fa-f]{2}")
-_ENVID = re.compile(rf"{_XTEXT}{{1,100}}")
+# RFC 3461 section 4.4: what it stands for is printable ASCII, or it would break lines of a report.
+_ENVID = re.compile(r"(?:[!-*,-<>-~]|\+(?:09|[2-6][0-9A-F]|7[0-9A-E])){1,100}")
 # RFC 6533 section 3 adds the type utf-8, whose signs may also be there as they are.
 _ORCPT = re.compile(
     rf"(?i:utf-8);(?:{_XTEXT}|\\x\{{[0-9A-F]{{2,6}}\}}|[^\x00-\xa0\ud800-\udfff])+"
@@ -32,7 +33,7 @@ def is_orcpt(value: str) -> bool:
 
 def notify(value: str) -> str:
     """The value in its usual form.  Raises ValueError."""
-    words = value.upper().split(",")
-    if words != ["NEVER"] and not (set(words) <= set(_EVENTS) and len(set(words)) == len(words)):
+    words = list(dict.fromkeys(value.upper().split(",")))
+    if value.upper() != "NEVER" and not set(words) <= set(_EVENTS):
         raise ValueError(f"not a NOTIFY: {value}")
     return ",".join(words)

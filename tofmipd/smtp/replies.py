@@ -21,6 +21,8 @@ START_DATA = Reply(354, "", ("End data with <CR><LF>.<CR><LF>",))
 
 EMPTY_COMMAND = Reply(500, "5.2", ("Error: bad syntax",))
 LINE_TOO_LONG = Reply(500, "5.2", ("Error: line too long",), closes=True)
+# RFC 4954 section 6.
+AUTH_TOO_LONG = Reply(500, "5.6", ("Error: AUTH line too long",), closes=True)
 COMMAND_TOO_LONG = Reply(500, "5.2", ("Error: command too long",))
 BARE_LINE_END = Reply(500, "5.2", ("Error: a line must end with CR LF",), closes=True)
 NOT_ASCII = Reply(500, "5.2", ("Error: commands are ASCII",))
@@ -34,6 +36,8 @@ RCPT_SYNTAX = Reply(501, "5.4", ("Syntax: RCPT TO:<address>",))
 BAD_SENDER = Reply(501, "1.7", ("Error: the sender's address has bad syntax",))
 BAD_RECIPIENT = Reply(501, "1.3", ("Error: the recipient's address has bad syntax",))
 NEED_SMTPUTF8 = Reply(553, "6.7", ("Error: an address beyond ASCII needs MAIL with SMTPUTF8",))
+# RFC 6531 section 3.5: another code for MAIL than for RCPT.
+SENDER_NEEDS_SMTPUTF8 = Reply(550, "6.7", NEED_SMTPUTF8.lines)
 BAD_SMTPUTF8 = Reply(501, "5.4", ("Syntax: SMTPUTF8 takes no value",))
 BAD_RET = Reply(501, "5.4", ("Syntax: RET=FULL or RET=HDRS",))
 BAD_ENVID = Reply(501, "5.4", ("Syntax: ENVID=xtext of at most 100 characters",))
@@ -74,6 +78,8 @@ AUTH_REQUIRED = Reply(530, "7.0", ("Error: Authentication required",))
 # What follows is too much to be thrown away.
 AUTH_REQUIRED_BEFORE_BDAT = Reply(530, "7.0", AUTH_REQUIRED.lines, closes=True)
 AUTH_SYNTAX = Reply(501, "5.4", ("Syntax: AUTH mechanism [initial-response]",))
+# RFC 4954 section 4.
+AUTH_SERVER_FIRST = Reply(501, "7.0", ("This AUTH type takes no initial response",))
 AUTH_ACCEPTED = Reply(235, "7.0", ("AUTH successful",))
 AUTH_REJECTED = Reply(535, "7.8", ("AUTH failed: user name or password is wrong",))
 AUTH_TEMPORARY = Reply(454, "7.0", ("Temporary authentication failure",))

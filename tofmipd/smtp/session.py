@@ -195,6 +195,8 @@ class Session:
 
     def bad_line(self, reply: Reply) -> Step:
         """A line was none; ``reply`` says why."""
+        if reply is replies.LINE_TOO_LONG and self._exchange is not None:
+            reply = replies.AUTH_TOO_LONG
         return self._counted(reply)
 
     def _counted(self, step: Step) -> Step:
@@ -300,7 +302,7 @@ class Session:
         for name, value in parameters.items():
             self._mail_parameter(envelope, name, value)
         if not (sender.isascii() or envelope.smtputf8):
-            return replies.NEED_SMTPUTF8
+            return replies.SENDER_NEEDS_SMTPUTF8
         envelope.protocol = self._protocol(envelope.smtputf8)
         envelope.encryption = str(self._encryption or "")
         self._envelope = envelope
@@ -388,13 +390,15 @@ class Session:
         if match is None:
             return replies.BAD_BDAT
         size, last, before = int(match[1]), bool(match[2]), self._chunk.before
-        problem = self._no_chunk()
-        if problem is None and before + size > self.policy.size_limit_octets:
+        problem, limit = self._no_chunk(), self.policy.size_limit_octets
+        if not self.authenticated:
+            if size > _DISCARDED_OCTETS:
+                return replies.AUTH_REQUIRED_BEFORE_BDAT
+        elif size > 2 * limit:
+            # Whatever else is wrong: nobody waits for the end of these octets.
+            return replies.MUCH_TOO_BIG
+        elif problem is None and before + size > limit:
             problem = replies.MESSAGE_TOO_BIG
-            if size > 2 * self.policy.size_limit_octets:
-                return replies.MUCH_TOO_BIG
-        if not self.authenticated and size > _DISCARDED_OCTETS:
-            return replies.AUTH_REQUIRED_BEFORE_BDAT
         self._chunk = _Chunk(size, before + size, last, problem)
         return ReceiveChunk(size, last, problem is None)
 
@@ -436,8 +440,10 @@ class Session:
         if name not in self._mechanisms:
             return replies.AUTH_UNKNOWN
         mechanism = sasl.MECHANISMS[name]
-        if len(words) > 2 or (mechanism.needs_challenge and len(words) > 1):
+        if len(words) > 2:
             return replies.AUTH_SYNTAX
+        if mechanism.needs_challenge and len(words) > 1:
+            return replies.AUTH_SERVER_FIRST
         self._mechanism = name
         if mechanism.needs_challenge:
             return MakeChallenge()

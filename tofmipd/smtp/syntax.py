@@ -19,7 +19,8 @@ _LOCAL = rf"(?:{_ATOM}(?:\.{_ATOM})*|\"(?:[ !#-\[\]-~{BEYOND_ASCII}]|\\[ -~])*\"
 # Those that could end the brackets, or open a quoted string, are in no literal that anybody has.
 _LITERAL = r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[A-Za-z][A-Za-z0-9-]*:[!#-;=?-Z^-~]+)\]"
 _NAME = rf"[A-Za-z0-9_{BEYOND_ASCII}]"
-_DOMAIN = rf"(?:{_NAME}(?:[A-Za-z0-9_.{BEYOND_ASCII}-]*{_NAME})?\.?|{_LITERAL})"
+_INSIDE = rf"(?:[A-Za-z0-9_{BEYOND_ASCII}-]|\.(?!\.))"
+_DOMAIN = rf"(?:{_NAME}(?:{_INSIDE}*{_NAME})?\.?|{_LITERAL})"
 _ROUTE = rf"(?:@{_DOMAIN}(?:,@{_DOMAIN})*:)?"
 # A name without a domain is for the next hop to complete or to refuse.
 _MAILBOX = rf"({_LOCAL}(?:@{_DOMAIN})?)"

@@ -7,6 +7,7 @@ import dataclasses
 import select
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from OpenSSL import SSL, crypto
 
@@ -17,6 +18,10 @@ from tofmipd.wire import Wire
 
 # The most that one record holds.
 _RECORD_OCTETS = 16384
+# One thread computes all handshakes: each thread that has done so keeps some 35 KiB for good (a
+# deep stack, random generators, freed memory of its own), and a session lasts.  It never waits for
+# a client.
+_handshakes = ThreadPoolExecutor(1, "handshakes")
 
 
 class HandshakeFailed(ConnectionError):
@@ -35,7 +40,7 @@ class TlsWire(Wire):
         self._connection.set_accept_state()
         while True:
             try:
-                self._connection.do_handshake()
+                _handshakes.submit(self._connection.do_handshake).result()
                 break
             except (SSL.WantReadError, SSL.WantWriteError) as error:
                 self._wait(error, deadline, "the TLS handshake takes too long")

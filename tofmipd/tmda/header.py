@@ -122,7 +122,8 @@ def parse(head: bytes) -> tuple[list[Field], int]:
 def _skip_preamble(head: bytes) -> int:
     position = 0
     while head.startswith((b"From ", b" ", b"\t"), position):
-        if head.startswith(b"From ", position) and position:
+        # "From : a@x" is a field, whose blank RFC 5322 section 4.5 allows.
+        if head.startswith(b"From ", position) and (position or _FIELD.match(head)):
             break
         end = head.find(b"\r\n", position)
         if end < 0:
