@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 PORT ?= 8025
+# How long `make fuzz` runs each target, and which: all of them if none is named.
+SECONDS ?= 60
+TARGET ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -10,7 +13,8 @@ PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd t
     python3-gdbm libnet-ssleay-perl gnutls-bin
 PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli
 
-.PHONY: help run test unit lint format types check bench bench-engine peers clean venv-package
+.PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \
+    venv-package
 
 help:
 	@echo "make run     try it: tofmipd and a mail server that files mail, all below .demo/"
@@ -18,6 +22,7 @@ help:
 	@echo "make unit    only the tests that need no other program"
 	@echo "make check   lint, format, types and all tests, as CI does"
 	@echo "make format  format the code and sort the imports"
+	@echo "make fuzz    look for inputs that break a promise: SECONDS=60 each, TARGET=session"
 	@echo "make bench   measure tofmipd beside other programs"
 	@echo "make bench-engine  measure filters, lists and tagging alone"
 	@echo "make clean   remove what the above made"
@@ -45,6 +50,9 @@ types: $(VENV)/.tools
 
 check: lint types test
 
+fuzz: $(VENV)/.fuzzer
+	@$(BIN)/python tests/fuzz/run.py $(TARGET) --seconds $(SECONDS)
+
 bench: $(VENV)/.tools
 	@$(BIN)/python bench/compare.py --quick
 
@@ -52,7 +60,8 @@ bench-engine: $(VENV)/.tools
 	@$(BIN)/python bench/engine.py --quick
 
 clean:
-	rm -rf $(VENV) .demo bench/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo bench/build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	    tests/fuzz/corpus tests/fuzz/found
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -72,6 +81,11 @@ $(VENV)/.package: setup.py pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.tools: requirements-dev.txt $(VENV)/.package
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+# The fuzzer is no part of the tools: no test needs it, and not every Python has it.
+$(VENV)/.fuzzer: requirements-fuzz.txt $(VENV)/.tools
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-fuzz.txt
 	@touch $@
 
 # Postfix is installed unconfigured and Dovecot under a policy that starts no service: the tests run

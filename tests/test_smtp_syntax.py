@@ -107,7 +107,15 @@ def test_an_address_may_be_beyond_ascii(text):
     "text",
     [
         *("<\udcff@example.org>", "<a\x85@x>", "<a@\u2028x>", '<"\u2029"@x>', "<a@x\ufeff>"),
-        *("<\x80>", "<a\xa0b@x>", "<a\u202eb@x>", "<\u200b@x>", "<a@\u3000>", "<a@x\uffff>"),
+        *(
+            "<\x80>",
+            "<a\xa0b@x>",
+            "<a\u202eb@x>",
+            "<\u200b@x>",
+            "<a@\u3000>",
+            "<a@x\uffff>",
+            "<a\u061cb@x>",
+        ),
     ],
 )
 def test_what_is_no_utf8_or_a_control_beyond_ascii_is_refused(text):

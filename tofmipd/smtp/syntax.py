@@ -10,8 +10,8 @@ from tofmipd.smtp.reply import BadCommand, Reply
 # Signs beyond ASCII; octets that are no UTF-8 have become surrogates.  No controls, no line ends,
 # no blanks and nothing that turns the direction of what is shown.
 BEYOND_ASCII = (
-    r"\xa1-\u167f\u1681-\u1fff\u200c\u200d\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff"
-    r"\ue000-\ufefe\uff00-\ufff8\U00010000-\U0010ffff"
+    r"\xa1-\u061b\u061d-\u167f\u1681-\u1fff\u200c\u200d\u2010-\u2027\u2030-\u205e\u2070-\u2fff"
+    r"\u3001-\ud7ff\ue000-\ufefe\uff00-\ufff8\U00010000-\U0010ffff"
 )
 NOT_IN_A_COMMAND = re.compile(rf"[^ -~{BEYOND_ASCII}]")
 _ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{BEYOND_ASCII}-]+"
