@@ -7,6 +7,7 @@ import re
 import threading
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 
@@ -17,6 +18,15 @@ log = logging.getLogger(__name__)
 
 _LIMIT_OCTETS = 4 << 20
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\s*", re.DOTALL)
+
+# What the library raises for a certificate that it cannot make sense of.
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class AuthorityError(SourceFileError):
@@ -50,7 +60,7 @@ class Certificates:
         except crypto.X509StoreContextError as error:
             log.warning("the certificate of %r is not valid: %s", credentials.user, error)
             return Verdict.REJECTED
-        except (crypto.Error, ValueError) as error:
+        except (crypto.Error, *UNREADABLE) as error:
             log.warning("the certificate of %r cannot be read: %s", credentials.user, error)
             return Verdict.REJECTED
         return Verdict.ACCEPTED if credentials.user in names else Verdict.REJECTED
@@ -83,7 +93,7 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         found += extension.value.get_values_for_type(x509.RFC822Name)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         pass
     return tuple(dict.fromkeys(name.lower() for name in found if name))
 
@@ -95,16 +105,25 @@ def read_authorities(path: str, opener: Opener = without_waiting) -> bytes:
             text = file.read(_LIMIT_OCTETS)
     except OSError as error:
         raise AuthorityError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        if not certificates_in(text):
-            raise AuthorityError(f"{path}: no certificate in it; it must be PEM")
-    except ValueError as error:
-        raise AuthorityError(f"{path}: not a PEM file of certificates: {error}") from None
+    authorities_in(path, text)
     return text
 
 
+def authorities_in(path: str, text: bytes) -> list[x509.Certificate]:
+    """All certificates of the text of a file, at least one.  Raises AuthorityError."""
+    try:
+        found = certificates_in(text)
+        for certificate in found:
+            crypto.X509.from_cryptography(certificate)
+    except (crypto.Error, *UNREADABLE) as error:
+        raise AuthorityError(f"{path}: not a PEM file of certificates: {error}") from None
+    if not found:
+        raise AuthorityError(f"{path}: no certificate in it; it must be PEM")
+    return found
+
+
 def certificates_in(text: bytes) -> list[x509.Certificate]:
-    """Raises ValueError."""
+    """Raises one of UNREADABLE."""
     return [x509.load_pem_x509_certificate(block) for block in _PEM.findall(text)]
 
 

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 _TICKET_SECONDS = 3600
 # Not in older versions of the library, though what it calls knows it.
 _NO_RENEGOTIATION = getattr(SSL, "OP_NO_RENEGOTIATION", 1 << 30)
+# A connection whose other end has gone, or that is interrupted, can still send: SMTP says itself
+# where a message ends, so that it takes no goodbye of TLS to know that all of it has come.
+_IGNORE_UNEXPECTED_EOF = getattr(SSL, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
 
 
 class Contexts:
@@ -35,6 +38,8 @@ class Contexts:
         """Raises TlsError."""
         self._settings = settings
         self._lock = threading.Lock()
+        # Files that were opened first are not to replace those that were opened after them.
+        self._reloading = threading.Lock()
         try:
             paths = paths_of(settings)
         except OSError as error:
@@ -49,13 +54,14 @@ class Contexts:
 
         ``paths`` are those of ``paths_of``, which may have been opened by another process.
         """
-        try:
-            material = self._load(paths, read)
-            with self._lock:
-                self._take(material)
-        except TlsError as error:
-            log.error("certificates unchanged in memory: %s", error)
-            return
+        with self._reloading:
+            try:
+                material = self._load(paths, read)
+                with self._lock:
+                    self._take(material)
+            except TlsError as error:
+                log.error("certificates unchanged in memory: %s", error)
+                return
         log.info("certificates read again: %s", ", ".join(p.path for p in material.named))
 
     def complain(self, error: OSError) -> None:
@@ -109,7 +115,10 @@ class Contexts:
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(
-            SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE | _NO_RENEGOTIATION
+            SSL.OP_NO_COMPRESSION
+            | SSL.OP_CIPHER_SERVER_PREFERENCE
+            | _NO_RENEGOTIATION
+            | _IGNORE_UNEXPECTED_EOF
         )
         # An idle connection keeps no buffers; tickets are the client's to keep, not ours.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
@@ -118,7 +127,7 @@ class Contexts:
         if self._settings.ciphers:
             try:
                 context.set_cipher_list(self._settings.ciphers.encode())
-            except SSL.Error:
+            except (SSL.Error, UnicodeEncodeError):
                 text = f"--ciphers {self._settings.ciphers}: there is no such cipher"
                 raise TlsError(f"{text}; see 'openssl ciphers'") from None
         for pair in pairs:

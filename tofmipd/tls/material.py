@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from tofmipd.auth.certificates import UNREADABLE, AuthorityError, authorities_in
 from tofmipd.settings import EncryptionSettings
 from tofmipd.tls.files import pairs_among
 
@@ -80,17 +82,26 @@ def load(
     return Material(
         tuple(_pair(chain, key, read, now) for chain, key in settings.pairs),
         tuple(_pair(chain, key, read, now) for chain, key in pairs_among(settings, paths)),
-        _read(settings.client_ca, read) if settings.client_ca else b"",
+        _authorities(settings.client_ca, read) if settings.client_ca else b"",
     )
+
+
+def _authorities(path: str, read: Callable[[str], bytes]) -> bytes:
+    text = _read(path, read)
+    try:
+        authorities_in(path, text)
+    except AuthorityError as error:
+        raise TlsError(str(error)) from None
+    return text
 
 
 def _pair(
     chain_path: str, key_path: str, read: Callable[[str], bytes], now: datetime.datetime
 ) -> Pair:
     chain = b"".join(_PEM.findall(_read(chain_path, read)))
-    certificate = _first_certificate(chain_path, chain)
+    certificate, public = _first_certificate(chain_path, chain)
     key = _key(key_path, _read(key_path, read))
-    if key.public_key().public_bytes(*_PUBLIC) != certificate.public_key().public_bytes(*_PUBLIC):
+    if key.public_key().public_bytes(*_PUBLIC) != public:
         raise TlsError(
             f"{key_path} is not the key of the first certificate in {chain_path}; the server's own"
             " must come first"
@@ -115,14 +126,15 @@ def _read(path: str, read: Callable[[str], bytes]) -> bytes:
         raise TlsError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _first_certificate(path: str, chain: bytes) -> x509.Certificate:
+def _first_certificate(path: str, chain: bytes) -> tuple[x509.Certificate, bytes]:
+    """The certificate and its public key."""
     if not chain:
         raise TlsError(f"{path}: no certificate in it; it must be PEM (BEGIN CERTIFICATE)")
     try:
         blocks = [x509.load_pem_x509_certificate(block) for block in _PEM.findall(chain)]
-    except ValueError as error:
+        return blocks[0], blocks[0].public_key().public_bytes(*_PUBLIC)
+    except UNREADABLE as error:
         raise TlsError(f"{path}: a certificate in it is broken: {error}") from None
-    return blocks[0]
 
 
 def _key(path: str, text: bytes) -> Key:
@@ -136,7 +148,7 @@ def _key(path: str, text: bytes) -> Key:
             f"{path}: the key is encrypted and nobody is there to type its passphrase; take it off"
             f" (openssl pkey -in {path} -out NEW)"
         ) from None
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise TlsError(f"{path}: the key cannot be read: {error}") from None
     if not isinstance(key, Key):
         raise TlsError(f"{path}: not a kind of key for TLS; make an ECDSA or RSA key")
@@ -159,7 +171,7 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         names = extension.value.get_values_for_type(x509.DNSName)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         names = []
     if not names:
         attributes = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)

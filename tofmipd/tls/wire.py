@@ -53,6 +53,8 @@ class TlsWire(Wire):
         self.encryption = _encryption(self._connection, at_once)
 
     def receive(self, octets: int, deadline: float) -> bytes:
+        if time.monotonic() >= deadline:
+            raise TimeoutError("the client is too slow")
         while True:
             try:
                 return self._connection.recv(min(octets, _RECORD_OCTETS))
