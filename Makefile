@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
 PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
-    python3-gdbm libnet-ssleay-perl gnutls-bin
+    python3-gdbm python3-openssl libnet-ssleay-perl gnutls-bin
 PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli
 
 .PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \
@@ -95,6 +95,8 @@ peers:
 	    PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	/usr/bin/python3 -c 'import dbm.gnu' 2>/dev/null || missing="$$missing python3-gdbm"; \
+	/usr/bin/python3 -c 'import OpenSSL' 2>/dev/null || missing="$$missing python3-openssl"; \
+	perl -e 'use Net::SSLeay' 2>/dev/null || missing="$$missing libnet-ssleay-perl"; \
 	if test -z "$$missing"; then exit 0; fi; \
 	if test "$$(id -u)" != 0; then \
 	    echo "not installed:$$missing; tests that need them are skipped (sudo apt install $(PEERS))" >&2; \

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 HOST_NAME = "mail.example.org"
-# Some that are not to be found out again by whoever reads this: time runs on.
+# From when until when, in days from now.
 GOOD, OVER, NOT_YET = (-1, 90), (-20, -1), (1, 20)
 BOTH_PURPOSES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _MAKERS = {

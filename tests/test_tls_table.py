@@ -1,7 +1,7 @@
 """Which protocols and ciphers get through: hellos of clients old and new, octet by octet.
 
 No library of today makes most of them any more, so they are put together here; the answer tells
-what the server has chosen.  The lists are what the clients are known to send.
+what the server has chosen.  The lists are modelled on what the clients send.
 """
 
 from __future__ import annotations
