@@ -78,6 +78,7 @@ class Pump:
         self._failures = 0
         self._idle = False
         self._expired = False
+        self._alerted = False
         self._tracing = trace.isEnabledFor(logging.DEBUG)
 
     def run(self) -> None:
@@ -105,12 +106,12 @@ class Pump:
         Raises Hangup, TimeoutError, ConnectionError.
         """
         if self._encrypt_at_once and not self._start_tls():
-            return False
+            return self._alerted
         self._say(self._session.greeting())
         while True:
             reply = self._obey_next()
             if reply is None:
-                return False
+                return self._alerted
             if reply.closes:
                 self._wire.flush()
                 return reply not in (replies.BYE, replies.SHUTTING_DOWN)
@@ -215,6 +216,8 @@ class Pump:
             )
         except (TimeoutError, ConnectionError) as error:
             log.info("s=%s no TLS: %s", self._id, error)
+            # What was wrong has been told, in TLS's own way, unless nobody was there.
+            self._alerted = isinstance(error, ConnectionError)
             return False
         finally:
             self._idle = False

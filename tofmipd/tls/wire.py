@@ -38,10 +38,19 @@ class TlsWire(Wire):
         self._socket.setblocking(False)
         self._connection = SSL.Connection(contexts.current(), self._socket)
         self._connection.set_accept_state()
+        try:
+            self._shake_hands(deadline)
+        except BaseException:
+            # It is the plain wire's again.
+            self._socket.setblocking(True)
+            raise
+        self.encryption = _encryption(self._connection, at_once)
+
+    def _shake_hands(self, deadline: float) -> None:
         while True:
             try:
                 _handshakes.submit(self._connection.do_handshake).result()
-                break
+                return
             except (SSL.WantReadError, SSL.WantWriteError) as error:
                 self._wait(error, deadline, "the TLS handshake takes too long")
             except SSL.ZeroReturnError:
@@ -50,7 +59,6 @@ class TlsWire(Wire):
                 raise HandshakeFailed(f"TLS handshake: {error.args[-1]}") from None
             except SSL.Error as error:
                 raise HandshakeFailed(f"TLS handshake: {reason_of(error)}") from None
-        self.encryption = _encryption(self._connection, at_once)
 
     def receive(self, octets: int, deadline: float) -> bytes:
         if time.monotonic() >= deadline:
