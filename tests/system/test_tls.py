@@ -644,7 +644,7 @@ def test_a_bad_certificate_ends_the_handshake(made, words, version, safe, tmp_pa
         with encrypted(safe.port("tls=on"), context) as talk:
             return talk.say("NOOP")
 
-    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         talk()
     told = re.compile(rf"no TLS: TLS handshake: .*({words})")
     wait_until(lambda: told.search(safe.daemon.text()), "the reason in the log")
