@@ -41,3 +41,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail("; ".join(reasons), pytrace=False)
     if reasons:
         pytest.skip("; ".join(reasons))
+
+
+@pytest.fixture(autouse=True)
+def _umask_as_it_was():
+    """A daemon sets its own."""
+    old = os.umask(0o022)
+    os.umask(old)
+    yield
+    os.umask(old)

@@ -18,15 +18,6 @@ from tofmipd.errors import CANT_CREATE, CONFIG, UNAVAILABLE, Fatal
 from tofmipd.settings import Listen, Person, Scripts, Settings
 
 
-@pytest.fixture(autouse=True)
-def _umask_as_it_was():
-    """A daemon sets its own."""
-    old = os.umask(0o022)
-    os.umask(old)
-    yield
-    os.umask(old)
-
-
 def settings(tmp_path, *places: Listen, **others) -> Settings:
     person = Person(os.getuid(), "bobby", "Bobby", str(tmp_path))
     return Settings(person, places, authfile=str(tmp_path / "passwords"), **others)
