@@ -74,9 +74,11 @@ def _mailbox(path: str, bad: Reply) -> str:
 
 def _parameters(rest: str, usage: Reply) -> Parameters:
     """``keyword[=value]`` words; keywords in upper case (RFC 5321 section 4.1.2)."""
-    if rest and not rest.startswith(" "):
-        raise BadCommand(usage)
     parameters: Parameters = {}
+    if not rest:
+        return parameters
+    if not rest.startswith(" "):
+        raise BadCommand(usage)
     for word in filter(None, rest.split(" ")):
         match = _PARAMETER.fullmatch(word)
         if match is None or match[1].upper() in parameters:
