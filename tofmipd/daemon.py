@@ -98,6 +98,7 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
         # What is here now is never freed in a child, so that its pages stay shared.
         gc.freeze()
         monitor.start()
+        daemon.begun.append(True)
     except Fatal as error:
         if background is not None:
             background.fail(error)

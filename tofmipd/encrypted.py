@@ -18,9 +18,12 @@ LOOK_SECONDS = 5.0
 
 
 class Encryption:
-    """Certificates as they are in force.  Raises Fatal when they cannot be used at the start."""
+    """Certificates as they are in force.  Raises Fatal when they cannot be used at the start.
 
-    def __init__(self, settings: Settings) -> None:
+    ``again``: in the place of a process that has died, with which they may have expired.
+    """
+
+    def __init__(self, settings: Settings, *, again: bool = False) -> None:
         self._settings = settings.encryption
         self._contexts: Contexts | None = None
         self._watch: Watch | None = None
@@ -37,7 +40,7 @@ class Encryption:
             raise Fatal(UNAVAILABLE, text) from None
         try:
             self._watch = Watch(settings.encryption)
-            self._contexts = Contexts(settings.encryption)
+            self._contexts = Contexts(settings.encryption, expired=again)
         except TlsError as error:
             raise Fatal(CONFIG, str(error)) from None
         self.encrypt = encryptor(self._contexts)

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tofmipd import cpus
 from tofmipd import log as log_module
@@ -66,6 +66,8 @@ class GlobalDaemon:
     rights: Rights
     sockets: tuple[socket.socket, ...]
     monitor: int
+    # Not empty once there has been a server: who replaces it serves with what there is.
+    begun: list[bool] = field(default_factory=list)
 
     def plan(self) -> Plan:
         settings, limits = self.settings, self.settings.limits
@@ -128,7 +130,7 @@ class GlobalDaemon:
         settings = self.settings
         confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
         try:
-            encryption = Encryption(settings)
+            encryption = Encryption(settings, again=bool(self.begun))
         except Fatal as error:
             return _failed(control, str(error), error.status)
         self._step_down()

@@ -374,6 +374,19 @@ def test_a_server_that_dies_while_the_pair_is_broken_is_replaced_when_it_is_mend
     assert sealed.shown() == new
 
 
+def test_a_server_that_dies_after_its_certificate_has_expired_is_replaced_all_the_same(sealed):
+    """No clients of others, and none of those who look away, are to suffer for it."""
+    issued = authority().issue(days=OVER)
+    issued.save(sealed.secret)
+    kill(only_child(sealed.daemon, "server"))
+    sealed.daemon.says(" WARNING ", "the certificate expired on", "renew it")
+    context = client_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with encrypted(sealed.daemon.port, context) as talk:
+        assert serial_of(talk.socket) == issued.serial
+
+
 def test_the_directory_gains_a_name_that_only_root_can_read(sealed):
     old = sealed.shown("new.example.org")
     issued = authority().issue(dns=("new.example.org",), number=3)

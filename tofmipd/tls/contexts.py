@@ -34,8 +34,8 @@ _IGNORE_UNEXPECTED_EOF = getattr(SSL, "OP_IGNORE_UNEXPECTED_EOF", 1 << 7)
 class Contexts:
     """The contexts that are in force.  Safe for threads: one that is in use is never changed."""
 
-    def __init__(self, settings: EncryptionSettings) -> None:
-        """Raises TlsError."""
+    def __init__(self, settings: EncryptionSettings, *, expired: bool = False) -> None:
+        """``expired``: take also what would be refused for its date.  Raises TlsError."""
         self._settings = settings
         self._lock = threading.Lock()
         # Files that were opened first are not to replace those that were opened after them.
@@ -44,7 +44,7 @@ class Contexts:
             paths = paths_of(settings)
         except OSError as error:
             raise TlsError(f"{settings.sni_directory}: cannot be read: {error.strerror}") from None
-        self._take(self._load(paths, read_file))
+        self._take(self._load(paths, read_file, expired=expired))
         for _, key in settings.pairs:
             if is_open_to_all(key):
                 log.warning("%s: everybody on this machine can read the key (chmod 600)", key)
@@ -75,9 +75,11 @@ class Contexts:
                 self._take(self._material)
             return self._context
 
-    def _load(self, paths: Sequence[str], read: Callable[[str], bytes]) -> Material:
+    def _load(
+        self, paths: Sequence[str], read: Callable[[str], bytes], *, expired: bool = False
+    ) -> Material:
         now = datetime.datetime.now(datetime.UTC)
-        material = load(self._settings, paths, read, now)
+        material = load(self._settings, paths, read, None if expired else now)
         for warning in material.warnings(now):
             log.warning("%s", warning)
         return material

@@ -63,7 +63,8 @@ class Material:
     def warnings(self, now: datetime.datetime) -> list[str]:
         """What should be said of certificates that are good for now."""
         return [
-            f"{pair.path}: the certificate expires on {pair.ends:%Y-%m-%d}; renew it"
+            f"{pair.path}: the certificate {'expires' if pair.ends > now else 'expired'}"
+            f" on {pair.ends:%Y-%m-%d}; renew it"
             for pair in (*self.named, *self.more)
             if pair.ends - now < _SOON
         ]
@@ -73,9 +74,10 @@ def load(
     settings: EncryptionSettings,
     paths: Sequence[str],
     read: Callable[[str], bytes],
-    now: datetime.datetime,
+    now: datetime.datetime | None,
 ) -> Material:
-    """Read and check all.  ``paths`` are those of ``paths_of``; ``now`` has a time zone.
+    """Read and check all.  ``paths`` are those of ``paths_of``; ``now`` has a time zone, and is
+    None where certificates that have expired are better than none.
 
     Raises TlsError.
     """
@@ -96,7 +98,7 @@ def _authorities(path: str, read: Callable[[str], bytes]) -> bytes:
 
 
 def _pair(
-    chain_path: str, key_path: str, read: Callable[[str], bytes], now: datetime.datetime
+    chain_path: str, key_path: str, read: Callable[[str], bytes], now: datetime.datetime | None
 ) -> Pair:
     chain = b"".join(_PEM.findall(_read(chain_path, read)))
     certificate, public = _first_certificate(chain_path, chain)
@@ -107,10 +109,10 @@ def _pair(
             " must come first"
         )
     begins, ends = _validity(certificate)
-    if now > ends:
+    if now is not None and now > ends:
         text = f"{chain_path}: the certificate expired on {ends:%Y-%m-%d %H:%M} UTC; renew it"
         raise TlsError(text)
-    if now < begins:
+    if now is not None and now < begins:
         text = f"{chain_path}: the certificate begins on {begins:%Y-%m-%d %H:%M} UTC"
         raise TlsError(f"{text}; is the clock right?")
     return Pair(chain_path, chain, key, _names(certificate), ends)
