@@ -6,6 +6,7 @@ The client is Python's own library; both ends talk in memory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import ssl
@@ -342,6 +343,27 @@ def test_a_ticket_is_good_no_more_after_an_hour(version, files, monkeypatch):
     monkeypatch.setattr(contexts_module.time, "monotonic", lambda: one._made + 3601)
     again = Shaken(one.current(), client, session=first.client.session)
     assert not again.client.session_reused
+    assert one.current() is not old
+
+
+def test_where_no_new_context_can_be_made_the_old_one_serves_on(files, monkeypatch, caplog):
+    """A descriptor may be missing just when the hour is over; clients must not notice."""
+    one = contexts(files)
+    old, hour = one.current(), one._made + 3601
+
+    def no_descriptor(octets: bytes) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(contexts_module.time, "monotonic", lambda: hour)
+    with monkeypatch.context() as patch:
+        patch.setattr(contexts_module, "memory_file", no_descriptor)
+        with caplog.at_level(logging.ERROR, "tofmipd"):
+            assert one.current() is old
+            assert one.current() is old
+        with pytest.raises(TlsError, match="cannot be used: Too many open files"):
+            contexts(files)
+    assert len(caplog.records) == 1
+    hour += 3601
     assert one.current() is not old
 
 

@@ -122,9 +122,14 @@ def authorities_in(path: str, text: bytes) -> list[x509.Certificate]:
     return found
 
 
+def pem_blocks(text: bytes) -> list[bytes]:
+    """The certificates of a text, each as PEM, without what stands around them."""
+    return _PEM.findall(text)
+
+
 def certificates_in(text: bytes) -> list[x509.Certificate]:
     """Raises one of UNREADABLE."""
-    return [x509.load_pem_x509_certificate(block) for block in _PEM.findall(text)]
+    return [x509.load_pem_x509_certificate(block) for block in pem_blocks(text)]
 
 
 def _store(text: bytes) -> crypto.X509Store:

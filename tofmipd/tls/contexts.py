@@ -38,6 +38,7 @@ class Contexts:
         """``expired``: take also what would be refused for its date.  Raises TlsError."""
         self._settings = settings
         self._lock = threading.Lock()
+        self._made = 0.0
         # Files that were opened first are not to replace those that were opened after them.
         self._reloading = threading.Lock()
         try:
@@ -72,7 +73,11 @@ class Contexts:
         """The context for a new connection."""
         with self._lock:
             if time.monotonic() - self._made > _TICKET_SECONDS:
-                self._take(self._material)
+                try:
+                    self._take(self._material)
+                except TlsError as error:
+                    log.error("certificates unchanged in memory: %s", error)
+                    self._made = time.monotonic()
             return self._context
 
     def _load(
@@ -140,6 +145,9 @@ class Contexts:
                 context.check_privatekey()
             except SSL.Error as error:
                 raise TlsError(f"{pair.path}: cannot be used: {reason_of(error)}") from None
+            except OSError as error:
+                # Such as no descriptor for a file in memory.
+                raise TlsError(f"{pair.path}: cannot be used: {error.strerror}") from None
         if authorities:
             _ask_for_certificates(context, authorities)
         return context

@@ -13,11 +13,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from tofmipd.auth.certificates import UNREADABLE, AuthorityError, authorities_in
+from tofmipd.auth.certificates import (
+    UNREADABLE,
+    AuthorityError,
+    authorities_in,
+    certificates_in,
+    pem_blocks,
+)
 from tofmipd.settings import EncryptionSettings
 from tofmipd.tls.files import pairs_among
 
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\s*", re.DOTALL)
 _KEY = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
 )
@@ -100,7 +105,7 @@ def _authorities(path: str, read: Callable[[str], bytes]) -> bytes:
 def _pair(
     chain_path: str, key_path: str, read: Callable[[str], bytes], now: datetime.datetime | None
 ) -> Pair:
-    chain = b"".join(_PEM.findall(_read(chain_path, read)))
+    chain = b"".join(pem_blocks(_read(chain_path, read)))
     certificate, public = _first_certificate(chain_path, chain)
     key = _key(key_path, _read(key_path, read))
     if key.public_key().public_bytes(*_PUBLIC) != public:
@@ -133,8 +138,8 @@ def _first_certificate(path: str, chain: bytes) -> tuple[x509.Certificate, bytes
     if not chain:
         raise TlsError(f"{path}: no certificate in it; it must be PEM (BEGIN CERTIFICATE)")
     try:
-        blocks = [x509.load_pem_x509_certificate(block) for block in _PEM.findall(chain)]
-        return blocks[0], blocks[0].public_key().public_bytes(*_PUBLIC)
+        first = certificates_in(chain)[0]
+        return first, first.public_key().public_bytes(*_PUBLIC)
     except UNREADABLE as error:
         raise TlsError(f"{path}: a certificate in it is broken: {error}") from None
 
