@@ -175,7 +175,7 @@ class Reload:
 
     def __init__(self, settings: Settings, encryption: Encryption) -> None:
         self._encryption = encryption
-        self._of_terminal = settings.foreground and os.isatty(sys.stderr.fileno())
+        self._of_terminal = settings.foreground and os.isatty(2)
 
     @property
     def patience_seconds(self) -> float | None:

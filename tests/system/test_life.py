@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from hops import smtp_sink
 from running import (
     HOST,
     Home,
+    ending,
+    environment,
     free_port,
     greets,
     run,
@@ -57,6 +60,19 @@ def test_a_hangup_ends_nobody(start, home):
         assert talk.say("NOOP").startswith("250")
         assert greets(daemon.port)
     assert daemon.stop() == 0
+
+
+def test_a_closed_standard_error_keeps_nobody_from_serving(home):
+    """As supervisors and scripts close it."""
+    port = free_port()
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", "tofmipd", "--personal", "-f"]
+    process = subprocess.Popen(
+        [*command, "-p", f"{HOST}:{port}"], env=environment(home), stdout=subprocess.DEVNULL
+    )
+    with ending(process):
+        wait_until(lambda: greets(port), "the greeting")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 def test_a_message_that_is_being_handed_over_is_finished_before_the_end(start, home, hop):
