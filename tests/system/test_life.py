@@ -19,6 +19,7 @@ from clients import Mail, by_curl, dialogue, logged_in, submit
 from hops import smtp_sink
 from running import (
     HOST,
+    PROGRAM,
     Home,
     ending,
     environment,
@@ -65,7 +66,7 @@ def test_a_hangup_ends_nobody(start, home):
 def test_a_closed_standard_error_keeps_nobody_from_serving(home):
     """As supervisors and scripts close it."""
     port = free_port()
-    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", "tofmipd", "--personal", "-f"]
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", PROGRAM, "--personal", "-f"]
     process = subprocess.Popen(
         [*command, "-p", f"{HOST}:{port}"], env=environment(home), stdout=subprocess.DEVNULL
     )
