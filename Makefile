@@ -10,8 +10,11 @@ BIN := $(VENV)/bin
 
 # What the tests run against, from Debian; curl and openssl are often there already.
 PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
-    python3-gdbm python3-openssl libnet-ssleay-perl gnutls-bin
-PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli
+    python3-gdbm python3-openssl libnet-ssleay-perl gnutls-bin dovecot-pop3d slapd ldap-utils \
+    fail2ban gsasl python3-systemd systemd-journal-remote
+PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli \
+    /usr/lib/dovecot/pop3-login slapd ldapwhoami fail2ban-regex gsasl \
+    /lib/systemd/systemd-journal-remote
 
 .PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \
     venv-package
@@ -88,14 +91,15 @@ $(VENV)/.fuzzer: requirements-fuzz.txt $(VENV)/.tools
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-fuzz.txt
 	@touch $@
 
-# Postfix is installed unconfigured and Dovecot under a policy that starts no service: the tests run
-# instances of their own.
+# Postfix and slapd are installed unconfigured, and all under a policy that starts no service; what
+# is new is not started at boot either: the tests run instances of their own.
 peers:
 	@for program in $(PEER_PROGRAMS); do \
 	    PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing="$$missing $$program"; \
 	done; \
 	/usr/bin/python3 -c 'import dbm.gnu' 2>/dev/null || missing="$$missing python3-gdbm"; \
 	/usr/bin/python3 -c 'import OpenSSL' 2>/dev/null || missing="$$missing python3-openssl"; \
+	/usr/bin/python3 -c 'import systemd.journal' 2>/dev/null || missing="$$missing python3-systemd"; \
 	perl -e 'use Net::SSLeay' 2>/dev/null || missing="$$missing libnet-ssleay-perl"; \
 	if test -z "$$missing"; then exit 0; fi; \
 	if test "$$(id -u)" != 0; then \
@@ -104,14 +108,15 @@ peers:
 	fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends debconf && \
-	echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections && \
+	printf '%s\n' "postfix postfix/main_mailer_type select No configuration" \
+	    "slapd slapd/no_configuration boolean true" | debconf-set-selections && \
 	policy=/usr/sbin/policy-rc.d; made=; \
 	if test ! -e $$policy; then \
 	    printf '#!/bin/sh\nexit 101\n' >$$policy; chmod 755 $$policy; made=$$policy; \
 	fi; \
 	apt-get install -y -qq --no-install-recommends $(PEERS); status=$$?; \
 	test -z "$$made" || rm -f "$$made"; \
-	if test -d /run/systemd/system && command -v dovecot >/dev/null; then \
-	    systemctl disable --quiet dovecot.service dovecot.socket 2>/dev/null; \
-	fi; \
+	for service in dovecot slapd fail2ban; do \
+	    case "$$missing" in *" $$service"*) update-rc.d $$service disable 2>/dev/null;; esac; \
+	done; \
 	exit $$status

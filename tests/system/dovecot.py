@@ -1,4 +1,4 @@
-"""A private Dovecot: own configuration, own accounts, own ports; it serves IMAP only."""
+"""A private Dovecot: own configuration, own accounts, own ports; it serves IMAP and POP3."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from pathlib import Path
 from fakes import make_certificate
 from running import HOST, usual_umask, wait_until
 
+# Debian's place; it is not on the search path, and a package of its own.
+POP3 = "/usr/lib/dovecot/pop3-login"
+
+# The greeting of POP3 has a stamp because APOP is a mechanism.
 # Rejections are not delayed, nor remembered against the address that they went to.
 _CONFIGURATION = """\
-protocols = imap
+protocols = imap pop3
 listen = {host}
 base_dir = {base}/run
 state_dir = {base}/state
 log_path = {base}/log
 first_valid_uid = 1
 mail_location = maildir:~/mail
-auth_mechanisms = plain
+auth_mechanisms = plain apop
 auth_failure_delay = 0
 disable_plaintext_auth = no
-ssl = yes
+ssl = {ssl}
 ssl_cert = <{certificate}
 ssl_key = <{key}
 passdb {{
@@ -50,6 +54,15 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service pop3-login {{
+  inet_listener pop3 {{
+    port = {pop3_port}
+  }}
+  inet_listener pop3s {{
+    port = {pop3s_port}
+    ssl = yes
+  }}
+}}
 service anvil {{
   unix_listener anvil-auth-penalty {{
     mode = 0
@@ -60,12 +73,17 @@ service anvil {{
 
 @dataclass(frozen=True)
 class Dovecot:
-    """A running one.  ``certificate`` is the file by which clients can check ``tls_port``."""
+    """A running one.  ``certificate`` is the file by which clients can check the TLS ports.
+
+    The other two take STARTTLS and STLS, but do not ask for it.
+    """
 
     base: Path
     host: str
     port: int
     tls_port: int
+    pop3_port: int
+    pop3s_port: int
     certificate: str
     process: subprocess.Popen[bytes]
 
@@ -82,18 +100,20 @@ class Dovecot:
 
 
 @contextlib.contextmanager
-def dovecot(host: str = HOST, users: Mapping[str, str] | None = None) -> Iterator[Dovecot]:
-    """Start it (as root only) on free ports of a loopback address, and end it surely.
+def dovecot(
+    host: str = HOST, users: Mapping[str, str] | None = None, *, encrypted: bool = True
+) -> Iterator[Dovecot]:
+    """Start it (as root only) on free ports of an address, and end it surely.
 
-    ``users`` are names and passwords.  Tests that use it bear the marks root and
-    peer("dovecot").
+    ``users`` are names and passwords.  One that is not ``encrypted`` knows no TLS.  Tests that use
+    it bear the marks root and peer("dovecot", POP3).
     """
     # Other accounts work below it, so it cannot be among the directories of pytest.
     with tempfile.TemporaryDirectory(prefix="tofmipd-dovecot-") as directory:
         base = Path(directory)
         base.chmod(0o755)
         with usual_umask():
-            running = _start(base, host, users or {})
+            running = _start(base, host, users or {}, encrypted=encrypted)
         try:
             wait_until(lambda: _greets(running), "the greeting of Dovecot")
             yield running
@@ -101,8 +121,8 @@ def dovecot(host: str = HOST, users: Mapping[str, str] | None = None) -> Iterato
             running.stop()
 
 
-def _start(base: Path, host: str, users: Mapping[str, str]) -> Dovecot:
-    port, tls_port = _free_ports(host)
+def _start(base: Path, host: str, users: Mapping[str, str], *, encrypted: bool) -> Dovecot:
+    ports = _free_ports(host)
     certificate, key = make_certificate(base, host)
     account = pwd.getpwnam("dovecot")
     for name in ("state", "homes"):
@@ -113,12 +133,12 @@ def _start(base: Path, host: str, users: Mapping[str, str]) -> Dovecot:
         _CONFIGURATION.format(
             base=base,
             host=host,
-            port=port,
-            tls_port=tls_port,
+            **ports,
             certificate=certificate,
             key=key,
             uid=account.pw_uid,
             gid=account.pw_gid,
+            ssl="yes" if encrypted else "no",
         )
     )
     process = subprocess.Popen(
@@ -129,7 +149,7 @@ def _start(base: Path, host: str, users: Mapping[str, str]) -> Dovecot:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    return Dovecot(base, host, port, tls_port, certificate, process)
+    return Dovecot(base=base, host=host, certificate=certificate, process=process, **ports)
 
 
 def _user_line(name: str, password: str) -> str:
@@ -137,12 +157,15 @@ def _user_line(name: str, password: str) -> str:
     return f"{name}:{{PLAIN.b64}}{base64.b64encode(password.encode()).decode()}\n"
 
 
-def _free_ports(host: str) -> tuple[int, int]:
-    """Two ports of the address that nobody listens on just now."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind((host, 0))
-        other.bind((host, 0))
-        return one.getsockname()[1], other.getsockname()[1]
+def _free_ports(host: str) -> dict[str, int]:
+    """Ports of the address that nobody listens on just now."""
+    found = {}
+    with contextlib.ExitStack() as stack:
+        for name in ("port", "tls_port", "pop3_port", "pop3s_port"):
+            probe = stack.enter_context(socket.socket())
+            probe.bind((host, 0))
+            found[name] = probe.getsockname()[1]
+    return found
 
 
 def _greets(running: Dovecot) -> bool:
