@@ -21,7 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from tofmipd.auth.credentials import CramMd5, Credentials, Password, Verdict
+from tofmipd.auth.credentials import (
+    Certificate,
+    CramMd5,
+    Credentials,
+    Judgement,
+    Password,
+    Scram,
+    Verdict,
+)
+from tofmipd.auth.saslprep import login_name
+from tofmipd.auth.scram import HASHES, LEAST_ITERATIONS, PLUS, ClientFirst, Exchange, verifier_of
 from tofmipd.content import Content
 from tofmipd.handoff.copy import Copy, Parameters
 from tofmipd.reception import Reception, discard
@@ -42,13 +52,19 @@ from tofmipd.smtp.session import (
 from tofmipd.smtp.stream import ChunkReader, LineReader, MessageReader
 
 PATIENCE_SECONDS = 10.0
-ALL_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+ALL_MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256")
 LOOPBACK = Peer("127.0.0.1", 40000, loopback=True)
 TAKEN = Reply(250, "0.0", ("Ok: taken",))
 # The example of RFC 2195, section 2.
 RFC2195_CHALLENGE = b"<1896.697170952@postoffice.reston.mci.net>"
 RFC2195_SECRET = b"tanstaaftanstaaf"
 RFC2195_DIGEST = b"b913a602c7eda7a495b4e6e7334d3890"
+# Salt and server's nonce of the examples of RFC 5802 section 5 and RFC 7677 section 3: "user" with
+# the password "pencil".
+RFC_SCRAM = {
+    "SCRAM-SHA-1": (b"QSXCR+Q6sek8bf92", b"3rfcNHYJY1ZVvWVs7j"),
+    "SCRAM-SHA-256": (b"W22ZaJ0SNY7soEsUEjb6gQ==", b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"),
+}
 
 
 def wait_for(condition: Callable[[], object], limit_seconds: float = PATIENCE_SECONDS) -> None:
@@ -84,18 +100,93 @@ def copy_of(
 # The session's side of the gate.
 
 
-def is_right(passwords: dict[str, bytes], credentials: Credentials, challenge: bytes) -> bool:
-    password = passwords.get(credentials.user)
-    if password is None:
-        return False
-    if isinstance(credentials, Password):
-        return credentials.password == password
-    assert isinstance(credentials, CramMd5)
-    digest = hmac.digest(password, credentials.challenge or challenge, "md5").hex().encode()
-    return credentials.digest == digest
+class ScramClient:
+    """The client's side of SCRAM by RFC 5802, which shares nothing with ours.
+
+    ``header`` is its gs2-header, ``binding`` are the octets of the channel.
+    """
+
+    def __init__(
+        self,
+        mechanism: str,
+        user: bytes,
+        password: bytes,
+        *,
+        nonce: bytes = b"fyko+d2lbbFgONRv9qkxdawL",
+        header: bytes = b"n,,",
+        binding: bytes = b"",
+    ) -> None:
+        self._hash = "sha256" if "256" in mechanism else "sha1"
+        self._password = password
+        self._bare = b"n=%s,r=%s" % (user, nonce)
+        self._bound = base64.b64encode(header + binding)
+        self.first = header + self._bare
+        self.expected = b""
+
+    def final(self, challenge: bytes) -> bytes:
+        """The last message; ``expected`` is what a server says then that knows the password."""
+        nonce, salt, iterations = (part[2:] for part in challenge.split(b",")[:3])
+        salted = hashlib.pbkdf2_hmac(
+            self._hash, self._password, base64.b64decode(salt), int(iterations)
+        )
+        client_key = hmac.digest(salted, b"Client Key", self._hash)
+        without_proof = b"c=%s,r=%s" % (self._bound, nonce)
+        said = b",".join((self._bare, challenge, without_proof))
+        stored_key = hashlib.new(self._hash, client_key).digest()
+        signature = hmac.digest(stored_key, said, self._hash)
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        server_key = hmac.digest(salted, b"Server Key", self._hash)
+        self.expected = b"v=" + base64.b64encode(hmac.digest(server_key, said, self._hash))
+        return without_proof + b",p=" + base64.b64encode(proof)
 
 
-class FakeGate:
+class Judge:
+    """Judges logins by a table, with challenges that are always the same, those of the RFCs.
+
+    A certificate is good for whoever is in the table.
+    """
+
+    def __init__(self, passwords: dict[str, bytes]) -> None:
+        self.passwords = passwords
+        self.unavailable = False
+        self._exchange: Exchange | None = None
+
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
+        if mechanism == "CRAM-MD5":
+            return RFC2195_CHALLENGE
+        first = ClientFirst.parse(opening)
+        password = self.passwords.get(login_name(first.user))
+        name = mechanism.removesuffix(PLUS)
+        salt, nonce = RFC_SCRAM[name]
+        verifier = verifier_of(
+            password or b"nobody's", base64.b64decode(salt), LEAST_ITERATIONS, HASHES[name]
+        )
+        self._exchange = Exchange(first, verifier, nonce, known=password is not None)
+        return self._exchange.challenge
+
+    def judge(self, credentials: Credentials) -> Judgement:
+        answer: bytes | None = b""
+        password = self.passwords.get(credentials.user)
+        match credentials:
+            case Password():
+                right = credentials.password == password
+            case CramMd5():
+                digest = hmac.digest(password or b"", RFC2195_CHALLENGE, "md5").hex().encode()
+                right = password is not None and credentials.digest == digest
+            case Certificate():
+                right = password is not None and credentials.der != b""
+            case Scram():
+                exchange, self._exchange = self._exchange, None
+                answer = exchange and exchange.finish(credentials.final, credentials.binding)
+                right = answer is not None
+        if self.unavailable:
+            return Judgement(Verdict.UNAVAILABLE)
+        if not right:
+            return Judgement(Verdict.REJECTED)
+        return Judgement(Verdict.ACCEPTED, answer or b"")
+
+
+class FakeGate(Judge):
     """A gate and its passes in one: judges by a table, keeps what is submitted.
 
     ``reply`` answers every message; a callable may instead look at it, wait, or raise.
@@ -108,25 +199,18 @@ class FakeGate:
         passwords: dict[str, bytes] | None = None,
         reply: Reply | Callable[[Envelope, bytes], Reply] = TAKEN,
     ) -> None:
-        self.passwords = {"bobby": b"FooBar"} if passwords is None else passwords
+        super().__init__({"bobby": b"FooBar"} if passwords is None else passwords)
         self.reply = reply
         self.submitted: list[tuple[Envelope, bytes]] = []
         self.asked: list[tuple[Credentials, str]] = []
-        self.unavailable = False
         self.closed = 0
 
     def admit(self, session_id: str, peer: Peer) -> FakeGate:
         return self
 
-    def challenge(self) -> bytes:
-        return RFC2195_CHALLENGE
-
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
         self.asked.append((credentials, mechanism))
-        if self.unavailable:
-            return Verdict.UNAVAILABLE
-        right = is_right(self.passwords, credentials, RFC2195_CHALLENGE)
-        return Verdict.ACCEPTED if right else Verdict.REJECTED
+        return self.judge(credentials)
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         octets = b"".join(content.blocks())
@@ -138,7 +222,7 @@ class FakeGate:
         self.closed += 1
 
 
-TLS = Encryption("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+TLS = Encryption("TLSv1.3", "TLS_AES_256_GCM_SHA384", binding=b"binding")
 
 
 @dataclass
@@ -152,14 +236,13 @@ class Desk:
 
     policy: Policy
     passwords: dict[str, bytes] = field(default_factory=dict)
-    challenge: bytes = RFC2195_CHALLENGE
-    unavailable: bool = False
     outcome: Reply = TAKEN
     peer: Peer = LOOPBACK
     encryption: Encryption = TLS
 
     def __post_init__(self) -> None:
         self.session = Session(self.policy, self.peer)
+        self.judge = Judge(self.passwords)
         self.lines = LineReader()
         self.closed = False
         self.received: list[bytes] = []
@@ -218,12 +301,12 @@ class Desk:
                     self.received.append(b"".join(self._reception.content.blocks()))
                     self._out.append("G: " + described(envelope))
                     step = self.session.submitted(self.outcome)
-                case MakeChallenge():
+                case MakeChallenge(mechanism=mechanism, opening=opening):
                     self._out.append("G: challenge")
-                    step = self.session.challenged(self.challenge)
+                    step = self.session.challenged(self.judge.challenge(mechanism, opening))
                 case Verify(credentials=credentials, mechanism=mechanism):
                     self._out.append(f"G: verify {mechanism} {credentials.user}")
-                    step = self.session.judged(self._judge(credentials))
+                    step = self.session.judged(self.judge.judge(credentials))
         if self._reception is not None and not self.session.chunking:
             self._reception.close()
             self._reception = None
@@ -245,12 +328,6 @@ class Desk:
             return self.session.chunk_received(reception.finish() if step.last else None)
 
         self._await(reception.chunk(step.size_octets), done)
-
-    def _judge(self, credentials: Credentials) -> Verdict:
-        if self.unavailable:
-            return Verdict.UNAVAILABLE
-        right = is_right(self.passwords, credentials, self.challenge)
-        return Verdict.ACCEPTED if right else Verdict.REJECTED
 
     def _await(self, reader: MessageReader | ChunkReader, then: Callable[[], Step]) -> None:
         self._reader, self._then = reader, then

@@ -2,239 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
 import socket
 import ssl
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from asked import (
+    BOBBY,
+    MAYBE,
+    NO,
+    SHORT_SECONDS,
+    YES,
+    Peer,
+    Script,
+    Server,
+    addresses,
+    deaf,
+    elapsed,
+    reset_at_close,
+    serving,
+    stall,
+    within_tls,
+)
 from fakes import PATIENCE_SECONDS, server_context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import CramMd5, Origin, Password, Verdict
-from tofmipd.auth.imap import ImapSource, RemoteServer, remote_server
+from tofmipd.auth.credentials import CramMd5, Origin, Password
+from tofmipd.auth.dialogue import is_near
+from tofmipd.auth.imap import ImapSource
 from tofmipd.auth.ipmap import IpMap
+from tofmipd.auth.remote import RemoteServer, RemoteTls, remote_server
 
-YES, NO, MAYBE = Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE
-BOBBY = Password("bobby", b"FooBar")
 GREETING = b"* OK [CAPABILITY IMAP4rev1] ready\r\n"
-SHORT_SECONDS = 0.3
 
 
-# URLs
-
-
-@pytest.mark.parametrize(
-    ("url", "server"),
-    [
-        ("imap://mail.example", RemoteServer("imap", "mail.example", 143)),
-        ("imaps://mail.example", RemoteServer("imaps", "mail.example", 993)),
-        ("IMAPS://Mail_1.example:1", RemoteServer("imaps", "Mail_1.example", 1)),
-        ("imap://localhost:65535", RemoteServer("imap", "localhost", 65535)),
-        ("imap://192.0.2.1:0143", RemoteServer("imap", "192.0.2.1", 143)),
-        ("imap://0.0.0.0", RemoteServer("imap", "0.0.0.0", 143)),
-        ("imap://[::1]", RemoteServer("imap", "::1", 143)),
-        ("imaps://[2001:DB8::0:1]:1993", RemoteServer("imaps", "2001:db8::1", 1993)),
-        ("imap://[fe80::1%eth0]:143", RemoteServer("imap", "fe80::1%eth0", 143)),
-    ],
-)
-def test_a_url_is_scheme_host_and_port(url, server):
-    assert remote_server(url) == server
-
-
-@pytest.mark.parametrize(
-    ("server", "text"),
-    [
-        (RemoteServer("imap", "mail.example", 143), "imap mail.example:143"),
-        (RemoteServer("imaps", "::1", 993), "imaps [::1]:993"),
-    ],
-)
-def test_a_server_looks_like_host_and_port(server, text):
-    assert str(server) == text
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("", "must be imap://HOST"),
-        ("mail.example", "must be imap://HOST"),
-        ("imap:mail.example", "must be imap://HOST"),
-        ("://mail.example", "unknown scheme ''; there are imap, imaps"),
-        ("smtp://mail.example", "unknown scheme 'smtp'; there are imap, imaps"),
-        ("imap ://mail.example", "unknown scheme 'imap '"),
-        ("a\nb://mail.example", "unknown scheme 'a\\nb'"),
-        ("pop3://mail.example", "pop3 is not built yet"),
-        ("APOP://mail.example", "apop is not built yet"),
-        ("ldap://mail.example/cn=%s", "ldap is not built yet"),
-        ("imap://", "not a host: ''"),
-        ("imap://:143", "not a host: ''"),
-        ("imap://mail.example/", "nothing may follow host and port"),
-        ("imap://mail.example:143/INBOX", "nothing may follow host and port"),
-        ("imap://mail.example?x", "nothing may follow host and port"),
-        ("imap://mail.example#x", "nothing may follow host and port"),
-        ("imap://bobby:secret@mail.example", "a user has no place in it"),
-        ("imap://bobby:secret@[::1]:143", "a user has no place in it"),
-        ("imap://mail.example:", "not a port"),
-        ("imap://mail.example:0", "not a port"),
-        ("imap://mail.example:65536", "not a port"),
-        ("imap://mail.example:imap", "not a port"),
-        ("imap://mail.example:１４３", "not a port"),
-        ("imap://mail.example:143\n", "not a port"),
-        ("imap://::1", "an IPv6 address needs brackets: [::1]"),
-        ("imap://::1:143", "an IPv6 address needs brackets: [::1]"),
-        ("imap://[::1]143", "an IPv6 address needs brackets: [::1]"),
-        ("imap://[::1", "an IPv6 address needs brackets: [::1]"),
-        ("imap://[", "not a host: '['"),
-        ("imap://[]", "not a host: '[]'"),
-        ("imap://[192.0.2.1]", "not a host"),
-        ("imap://[mail.example]", "not a host"),
-        ("imap://[fe80::1%\0]", "not a host"),
-        ("imap://[fe80::1%é]", "not a host"),
-        ("imap://192.0.2.300", "not a host"),
-        ("imap://192.0.2.1.", "not a host"),
-        ("imap://1", "not a host"),
-        ("imap://mail..example", "not a host"),
-        ("imap://.example", "not a host"),
-        ("imap://mail example", "not a host"),
-        ("imap://mail.example\n", "not a host"),
-        ("imap://mäil.example", "not a host"),
-        (f"imap://{'a' * 64}.example", "not a host"),
-        (f"imap://{'.'.join(['a'] * 128)}", "not a host"),
-    ],
-)
-def test_a_bad_url_is_refused_with_one_line(url, words):
-    with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        remote_server(url)
-    assert str(caught.value).isprintable()
-    assert "secret" not in str(caught.value)
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    st.one_of(
-        st.text(max_size=30),
-        st.lists(
-            st.sampled_from(
-                ["imap", "imaps", "://", ":", "[", "]", "::1", "/", "@", "%", "143", "a.b", "\n"]
-            ),
-            max_size=8,
-        ).map("".join),
-        st.text(max_size=20).map("imap://".__add__),
-    )
-)
-def test_any_text_is_a_server_or_one_line_of_an_error(text):
-    problem = ""
-    try:
-        server = remote_server(text)
-    except ValueError as error:
-        problem = str(error)
-    assert problem.isprintable()
-    if problem:
-        return
-    assert server.scheme in ("imap", "imaps")
-    assert server.host.isascii()
-    assert server.host.isprintable()
-    assert 0 < server.port < 65536
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    assert remote_server(f"{server.scheme}://{host}:{server.port}") == server
-
-
-# A server
-
-
-class Peer:
-    """The server's end of one connection; no wait is unbounded."""
-
-    def __init__(self, sock: socket.socket, ending: threading.Event) -> None:
-        self.sock = sock
-        self.ending = ending
-        self._file = sock.makefile("rb")
-
-    def say(self, octets: bytes) -> None:
-        self.sock.sendall(octets)
-
-    def line(self) -> bytes:
-        return self._file.readline()
-
-    def read(self, count: int) -> bytes:
-        return self._file.read(count)
-
-    def stall(self) -> None:
-        self.ending.wait(PATIENCE_SECONDS)
-
-    def drip(self, octets: bytes) -> None:
-        """One at a time, without end."""
-        while not self.ending.wait(0.01):
-            for octet in octets:
-                self.say(bytes([octet]))
-                if self.ending.wait(0.01):
-                    return
-
-    def close(self) -> None:
-        self._file.close()
-        self.sock.close()
-
-
-Script = Callable[[Peer], None]
-
-
-class Server:
-    """Listens on loopback and does what ``script`` says with each connection, in a thread."""
-
-    def __init__(self, script: Script, host: str = "127.0.0.1") -> None:
-        self.script = script
-        self.connections = 0
-        self.ending = threading.Event()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
-        self.port = int(self._listener.getsockname()[1])
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            sock.settimeout(PATIENCE_SECONDS)
-            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        peer = Peer(sock, self.ending)
-        with contextlib.closing(peer), contextlib.suppress(OSError, ValueError):
-            self.script(peer)
-
-    def close(self) -> None:
-        self.ending.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-
-    def source(self, timeout_seconds: float = PATIENCE_SECONDS) -> ImapSource:
-        return ImapSource(remote_server(f"imap://127.0.0.1:{self.port}"), timeout_seconds)
-
-
-@contextlib.contextmanager
-def serving(script: Script, host: str = "127.0.0.1") -> Iterator[Server]:
-    server = Server(script, host)
-    try:
-        yield server
-    finally:
-        server.close()
+def asking(
+    server: Server, seconds: float = PATIENCE_SECONDS, scheme: str = "imap", **more: RemoteTls
+) -> ImapSource:
+    return ImapSource(remote_server(f"{scheme}://{server.place}"), seconds, **more)
 
 
 def answering(answer: bytes, seen: list[bytes] | None = None, greeting: bytes = GREETING) -> Script:
@@ -305,7 +116,7 @@ def honest() -> Iterator[Server]:
 
 @pytest.mark.parametrize("user", PEOPLE)
 def test_name_and_password_arrive_as_they_are(honest, user):
-    source = honest.source()
+    source = asking(honest)
     assert source.check(Password(user, PEOPLE[user])) is YES
     assert source.check(Password(user, PEOPLE[user][:-1] + b"?")) is NO
     assert source.check(Password("nobody", PEOPLE[user])) is NO
@@ -314,7 +125,7 @@ def test_name_and_password_arrive_as_they_are(honest, user):
 def test_the_command_is_one_line_and_a_farewell_follows():
     seen = []
     with serving(answering(b"%t OK in\r\n", seen)) as server:
-        assert server.source().check(BOBBY) is YES
+        assert asking(server).check(BOBBY) is YES
     assert re.fullmatch(rb'[0-9a-f]{8} LOGIN "bobby" "FooBar"\r\n', seen[0])
     assert re.fullmatch(rb"\w+ LOGOUT\r\n", seen[1])
 
@@ -341,7 +152,7 @@ def test_it_is_called_imap_and_wants_the_password_itself():
 )
 def test_nobody_is_asked_about_what_cannot_be_right(credentials):
     with serving(answering(b"%t OK in\r\n")) as server:
-        assert server.source().check(credentials) is NO
+        assert asking(server).check(credentials) is NO
         assert server.connections == 0
 
 
@@ -400,13 +211,13 @@ def test_nobody_is_asked_about_what_cannot_be_right(credentials):
 )
 def test_only_a_clear_answer_is_a_verdict(answer, verdict):
     with serving(answering(answer)) as server:
-        assert server.source().check(BOBBY) is verdict
+        assert asking(server).check(BOBBY) is verdict
 
 
 @pytest.mark.parametrize("greeting", [b"* OK\r\n", b"* ok ready\r\n", b"* OK ready\n"])
 def test_a_greeting_is_ok(greeting):
     with serving(answering(b"%t OK\r\n", greeting=greeting)) as server:
-        assert server.source().check(BOBBY) is YES
+        assert asking(server).check(BOBBY) is YES
 
 
 @pytest.mark.parametrize(
@@ -434,7 +245,7 @@ def test_with_another_greeting_the_password_is_not_sent(greeting, caplog):
         seen.append(peer.line())
 
     with serving(script) as server:
-        assert server.source().check(BOBBY) is MAYBE
+        assert asking(server).check(BOBBY) is MAYBE
     assert seen == [b""]
     (record,) = caplog.records
     assert record.getMessage().startswith(f"imap 127.0.0.1:{server.port} unavailable: ")
@@ -447,7 +258,7 @@ def test_with_another_greeting_the_password_is_not_sent(greeting, caplog):
 def test_a_verdict_before_the_password_was_sent_does_not_count(reply):
     seen = []
     with serving(answering(reply, seen)) as server:
-        assert server.source().check(Password("bobby", b"p\xe4ss")) is MAYBE
+        assert asking(server).check(Password("bobby", b"p\xe4ss")) is MAYBE
     assert seen[0].endswith(b'LOGIN "bobby" {4}\r\n')
     assert b"p\xe4ss" not in b"".join(seen)
 
@@ -455,7 +266,7 @@ def test_a_verdict_before_the_password_was_sent_does_not_count(reply):
 def test_no_answer_can_be_prepared_before_the_command():
     seen = []
     with serving(answering(b"%t OK in\r\n", seen)) as server:
-        assert [server.source().check(BOBBY) for _ in range(10)] == [YES] * 10
+        assert [asking(server).check(BOBBY) for _ in range(10)] == [YES] * 10
     tags = {line.split()[0] for line in seen if b"LOGIN" in line}
     assert len(tags) == 10
 
@@ -468,7 +279,7 @@ def test_one_who_repeats_the_command_does_not_accept_it():
 
     with serving(echo) as server:
         for password in (b"FooBar", b"p\xe4ss"):
-            assert server.source().check(Password("ok", password)) is MAYBE
+            assert asking(server).check(Password("ok", password)) is MAYBE
 
 
 # The log
@@ -495,17 +306,17 @@ SECRET = b"Sesame"
 def test_no_password_is_logged_even_if_the_server_repeats_it(answer, caplog):
     caplog.set_level(logging.DEBUG)
     with serving(answering(answer)) as server:
-        server.source().check(Password("bobby", SECRET))
+        asking(server).check(Password("bobby", SECRET))
     assert "sesame" not in caplog.text.lower()
 
 
 def test_trouble_is_one_line_and_a_verdict_is_none(caplog):
     with serving(answering(b"%t BAD\r\n", greeting=b"* OK \x1b[1m\xff\r\n")) as server:
-        assert server.source().check(BOBBY) is MAYBE
+        assert asking(server).check(BOBBY) is MAYBE
         server.script = answering(b"%t NO\r\n")
-        assert server.source().check(BOBBY) is NO
+        assert asking(server).check(BOBBY) is NO
         server.script = answering(b"%t OK\r\n")
-        assert server.source().check(BOBBY) is YES
+        assert asking(server).check(BOBBY) is YES
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     where = f"imap 127.0.0.1:{server.port}"
@@ -514,23 +325,13 @@ def test_trouble_is_one_line_and_a_verdict_is_none(caplog):
 
 def test_a_strange_greeting_is_shown_printable_and_short(caplog):
     with serving(answering(b"", greeting=b"\x1b[31m\r" + b"x" * 5000 + b"\r\n")) as server:
-        assert server.source().check(BOBBY) is MAYBE
+        assert asking(server).check(BOBBY) is MAYBE
     (record,) = caplog.records
     assert record.getMessage().isprintable()
     assert len(record.getMessage()) < 300
 
 
 # Time
-
-
-def elapsed(source: ImapSource, credentials: Password = BOBBY) -> tuple[Verdict, float]:
-    start = time.monotonic()
-    verdict = source.check(credentials)
-    return verdict, time.monotonic() - start
-
-
-def stall(peer: Peer) -> None:
-    peer.stall()
 
 
 def stall_after_greeting(peer: Peer) -> None:
@@ -582,7 +383,7 @@ SLOW = [
 )
 def test_a_whole_attempt_is_limited_in_time(script, password):
     with serving(script) as server:
-        verdict, seconds = elapsed(server.source(SHORT_SECONDS), Password("bobby", password))
+        verdict, seconds = elapsed(asking(server, SHORT_SECONDS), Password("bobby", password))
     assert verdict is MAYBE
     assert SHORT_SECONDS <= seconds < SHORT_SECONDS + 2
 
@@ -592,7 +393,7 @@ def test_a_whole_attempt_is_limited_in_time(script, password):
 )
 def test_a_tls_handshake_is_limited_in_time(script):
     with serving(script) as server:
-        source = ImapSource(remote_server(f"imaps://127.0.0.1:{server.port}"), SHORT_SECONDS)
+        source = asking(server, SHORT_SECONDS, "imaps")
         verdict, seconds = elapsed(source)
     assert verdict is MAYBE
     assert SHORT_SECONDS <= seconds < SHORT_SECONDS + 2
@@ -614,35 +415,18 @@ def test_a_name_that_is_looked_up_for_ever_is_limited_in_time(monkeypatch, caplo
     assert "look-up" in caplog.text
 
 
-def addresses(*places: tuple[str, int]) -> list[tuple[object, ...]]:
-    return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", place) for place in places]
-
-
-@pytest.fixture
-def deaf() -> Iterator[tuple[str, int]]:
-    """An address where connections are neither taken nor refused."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield listener.getsockname()
-
-
-def test_several_addresses_together_are_limited_in_time(monkeypatch, deaf):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses(deaf, deaf, deaf))
-    verdict, seconds = elapsed(ImapSource(remote_server("imap://mail.example"), SHORT_SECONDS))
+def test_several_addresses_together_are_limited_in_time(monkeypatch):
+    with deaf() as place:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses(place, place, place))
+        verdict, seconds = elapsed(ImapSource(remote_server("imap://mail.example"), SHORT_SECONDS))
     assert verdict is MAYBE
     assert seconds < SHORT_SECONDS + 2
 
 
-def test_the_next_address_is_tried_when_one_does_not_answer(monkeypatch, deaf):
-    with serving(answering(b"%t OK\r\n")) as server:
+def test_the_next_address_is_tried_when_one_does_not_answer(monkeypatch):
+    with serving(answering(b"%t OK\r\n")) as server, deaf() as place:
         good = ("127.0.0.1", server.port)
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses(deaf, good))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses(place, good))
         assert ImapSource(remote_server("imap://mail.example"), 0.6).check(BOBBY) is YES
 
 
@@ -710,21 +494,16 @@ def endless(octets: bytes) -> Script:
 @pytest.mark.parametrize("password", [b"FooBar", b"p\xe4ss"])
 def test_endless_talk_is_unavailable_at_once(octets, password):
     with serving(endless(octets)) as server:
-        verdict, seconds = elapsed(server.source(), Password("bobby", password))
+        verdict, seconds = elapsed(asking(server), Password("bobby", password))
     assert verdict is MAYBE
     assert seconds < PATIENCE_SECONDS / 2
-
-
-def reset_at_close(peer: Peer) -> None:
-    linger = (1).to_bytes(4, sys.byteorder) + bytes(4)
-    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 @pytest.mark.parametrize("scheme", ["imap", "imaps"])
 def test_a_connection_that_is_reset_is_unavailable_and_leaves_nothing_open(scheme):
     with serving(reset_at_close) as server:
         before = len(os.listdir("/proc/self/fd"))
-        source = ImapSource(remote_server(f"{scheme}://127.0.0.1:{server.port}"), 5)
+        source = asking(server, scheme=scheme)
         assert [source.check(BOBBY) for _ in range(20)] == [MAYBE] * 20
     assert len(os.listdir("/proc/self/fd")) < before
 
@@ -737,7 +516,7 @@ def test_one_who_hangs_up_after_the_verdict_has_given_it():
         peer.say(tag + b" OK in\r\n")
 
     with serving(script) as server:
-        source = server.source()
+        source = asking(server)
         assert [source.check(BOBBY) for _ in range(50)] == [YES] * 50
 
 
@@ -782,7 +561,7 @@ def test_only_a_tagged_ok_lets_anybody_in(noisy, greeting, answer, password):
         peer.say(answer.replace(b"%t", command.partition(b" ")[0]))
 
     noisy.script = script
-    verdict = noisy.source().check(Password("bobby", password))
+    verdict = asking(noisy).check(Password("bobby", password))
     if verdict is YES:
         lines = answer.split(b"\n")
         assert any(re.match(rb"%t OK( |\r?$)", line) for line in lines)
@@ -796,7 +575,7 @@ def noisy() -> Iterator[Server]:
 
 
 def test_many_threads_get_their_own_verdicts(honest):
-    source = honest.source()
+    source = asking(honest)
     logins = [
         (Password(user, PEOPLE[user] if right else b"wrong"), YES if right else NO)
         for user in PEOPLE
@@ -810,15 +589,6 @@ def test_many_threads_get_their_own_verdicts(honest):
 # TLS
 
 
-def within_tls(context: ssl.SSLContext, inner: Script) -> Script:
-    def script(peer: Peer) -> None:
-        secure = Peer(context.wrap_socket(peer.sock, server_side=True), peer.ending)
-        with contextlib.closing(secure):
-            inner(secure)
-
-    return script
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
     """A server with a certificate for 127.0.0.1, and the file that vouches for it."""
@@ -830,9 +600,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]
 
 def test_imaps_is_imap_within_tls(tls):
     server, certificate = tls
-    source = ImapSource(
-        remote_server(f"imaps://127.0.0.1:{server.port}"), PATIENCE_SECONDS, None, certificate
-    )
+    source = asking(server, scheme="imaps", tls=RemoteTls(certificate))
     assert source.check(BOBBY) is YES
     assert source.check(Password("jörg", b"\xff")) is YES
     assert source.check(Password("bobby", b"foobar")) is NO
@@ -840,7 +608,7 @@ def test_imaps_is_imap_within_tls(tls):
 
 def test_a_certificate_that_nobody_vouches_for_is_unavailable(tls, caplog):
     server, _ = tls
-    source = ImapSource(remote_server(f"imaps://127.0.0.1:{server.port}"), PATIENCE_SECONDS)
+    source = asking(server, scheme="imaps")
     assert source.check(BOBBY) is MAYBE
     assert "CERTIFICATE_VERIFY_FAILED" in caplog.text
 
@@ -848,14 +616,14 @@ def test_a_certificate_that_nobody_vouches_for_is_unavailable(tls, caplog):
 def test_a_certificate_for_another_host_is_unavailable(tls, caplog):
     server, certificate = tls
     url = f"imaps://localhost:{server.port}"
-    source = ImapSource(remote_server(url), PATIENCE_SECONDS, None, certificate)
+    source = ImapSource(remote_server(url), PATIENCE_SECONDS, None, RemoteTls(certificate))
     assert source.check(BOBBY) is MAYBE
     assert "Hostname mismatch" in caplog.text
 
 
 def test_tls_to_one_who_speaks_none_and_none_to_one_who_wants_it_are_unavailable(tls, honest):
-    plain = ImapSource(remote_server(f"imap://127.0.0.1:{tls[0].port}"), SHORT_SECONDS)
-    secure = ImapSource(remote_server(f"imaps://127.0.0.1:{honest.port}"), PATIENCE_SECONDS)
+    plain = asking(tls[0], SHORT_SECONDS)
+    secure = asking(honest, scheme="imaps")
     assert plain.check(BOBBY) is MAYBE
     assert secure.check(BOBBY) is MAYBE
 
@@ -864,8 +632,9 @@ def test_tls_to_one_who_speaks_none_and_none_to_one_who_wants_it_are_unavailable
 def test_a_whole_attempt_within_tls_is_limited_in_time(tmp_path, script):
     context, certificate = server_context(tmp_path)
     with serving(within_tls(context, script)) as server:
-        url = f"imaps://127.0.0.1:{server.port}"
-        verdict, seconds = elapsed(ImapSource(remote_server(url), SHORT_SECONDS, None, certificate))
+        verdict, seconds = elapsed(
+            asking(server, SHORT_SECONDS, "imaps", tls=RemoteTls(certificate))
+        )
     assert verdict is MAYBE
     assert SHORT_SECONDS <= seconds < SHORT_SECONDS + 2
 
@@ -873,7 +642,88 @@ def test_a_whole_attempt_within_tls_is_limited_in_time(tmp_path, script):
 def test_authorities_that_cannot_be_loaded_are_an_error_at_the_start(tmp_path):
     server = remote_server("imaps://mail.example")
     with pytest.raises(OSError, match="No such file"):
-        ImapSource(server, 1, None, str(tmp_path / "missing"))
+        ImapSource(server, 1, None, RemoteTls(str(tmp_path / "missing")))
+
+
+# STARTTLS
+
+
+@pytest.fixture
+def _elsewhere(monkeypatch):
+    """The server counts as one on another machine."""
+    monkeypatch.setattr("tofmipd.auth.dialogue.is_near", lambda address: False)
+
+
+def starting_tls(context: ssl.SSLContext, inner: Script, seen: list[bytes]) -> Script:
+    """Take STARTTLS, and go on as ``inner`` does behind its greeting."""
+
+    def silent(peer: Peer) -> None:
+        say = peer.say
+        peer.say = lambda octets: None if octets == GREETING else say(octets)
+        inner(peer)
+
+    def script(peer: Peer) -> None:
+        peer.say(GREETING.replace(b"IMAP4rev1", b"IMAP4rev1 STARTTLS LOGINDISABLED"))
+        command = peer.line()
+        seen.append(command.partition(b" ")[2])
+        peer.say(b"* OK yes\r\n" + command.partition(b" ")[0] + b" OK go\r\n")
+        within_tls(context, silent)(peer)
+
+    return script
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_another_machine_gets_no_password_before_starttls(tmp_path):
+    context, certificate = server_context(tmp_path)
+    seen = []
+    script = starting_tls(context, understanding({b"bobby": b"FooBar"}), seen)
+    with serving(script) as server:
+        source = asking(server, tls=RemoteTls(certificate))
+        assert source.check(BOBBY) is YES
+        assert source.check(Password("bobby", b"x")) is NO
+        assert asking(server).check(BOBBY) is MAYBE  # nobody vouches for it
+        assert asking(server, tls=RemoteTls(verified=False)).check(BOBBY) is YES
+    assert set(seen) == {b"STARTTLS\r\n"}
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *[
+            b"%t NO no\r\n",
+            b"%t BAD what\r\n",
+            b"00000000 OK go\r\n",
+            b"* OK go\r\n",
+            b"+ go\r\n",
+            b"",
+        ],
+        # what comes before the handshake has come from anybody
+        *[b"%t OK go\r\n%t OK in\r\n", b"%t OK go\r\n* CAPABILITY x\r\n", b"* X {9}\r\n"],
+    ],
+)
+def test_one_who_takes_no_starttls_or_says_more_gets_no_password(answer):
+    seen = []
+    with serving(answering(answer, seen)) as server:
+        assert asking(server).check(BOBBY) is MAYBE
+    assert seen[0].endswith(b" STARTTLS\r\n")
+    assert b"FooBar" not in b"".join(seen)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_where_it_is_allowed_the_password_goes_in_the_clear(honest):
+    assert asking(honest, tls=RemoteTls(demanded=False)).check(BOBBY) is YES
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [
+        *[("127.0.0.1", True), ("127.255.0.9", True), ("::1", True), ("192.0.2.1", False)],
+        *[("::ffff:192.0.2.1", False), ("fe80::1%lo", False), ("::", False), ("0.0.0.0", False)],
+    ],
+)
+def test_only_loopback_is_this_machine(address, near):
+    assert is_near(address) is near
 
 
 # The map of local addresses
@@ -914,7 +764,7 @@ def test_the_certificate_must_be_good_for_the_server_of_the_map(tls, tmp_path):
     server, certificate = tls
     ipmap = write_map(tmp_path / "ipauthmap", "192.0.2.1 127.0.0.1", "192.0.2.2 127.0.0.2")
     url = f"imaps://0.0.0.0:{server.port}"
-    source = ImapSource(remote_server(url), 5, ipmap, certificate)
+    source = ImapSource(remote_server(url), 5, ipmap, RemoteTls(certificate))
     assert source.check(BOBBY, Origin("", "192.0.2.1")) is YES
     assert source.check(BOBBY, Origin("", "192.0.2.2")) is MAYBE
 

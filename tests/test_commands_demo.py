@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tofmipd.auth.credentials import Password, Verdict
+from tofmipd.auth.credentials import Judgement, Password, Verdict
 from tofmipd.commands import demo
 from tofmipd.commands.demo import Maildir
 from tofmipd.content import Content
@@ -54,8 +54,8 @@ def test_a_folder_that_has_gone_defers(maildir, tmp_path):
 
 def test_nobody_can_log_in_to_the_receiver(maildir):
     assert maildir.mechanisms == frozenset()
-    verdict = maildir.admit("id", Peer()).verify(Password("you", b"x"), "PLAIN")
-    assert verdict is Verdict.REJECTED
+    judgement = maildir.admit("id", Peer()).verify(Password("you", b"x"), "PLAIN")
+    assert judgement == Judgement(Verdict.REJECTED)
 
 
 @pytest.fixture

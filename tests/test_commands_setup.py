@@ -113,7 +113,7 @@ def test_the_login_that_is_made_is_good_and_new_each_time(tmp_path):
         write_all(plan)
         found = read_passwords(f"{plan.directory}/tofmipd", os.getuid())
         assert list(found) == ["bobby"]
-        passwords.add(found["bobby"])
+        passwords.add(found["bobby"].written)
     assert len(passwords) == 20
     assert min(len(password) for password in passwords) >= 16
 
@@ -123,8 +123,8 @@ def test_no_password_that_is_made_looks_like_an_option(tmp_path):
     for number in range(400):
         path = tmp_path / str(number)
         write_all(Plan(str(path), "bobby", "bobby@example.org"))
-        password = read_passwords(f"{path}/.tmda/tofmipd", os.getuid())["bobby"]
-        assert not password.startswith(b"-")
+        secret = read_passwords(f"{path}/.tmda/tofmipd", os.getuid())["bobby"]
+        assert not secret.written.startswith(b"-")
 
 
 @pytest.mark.parametrize(

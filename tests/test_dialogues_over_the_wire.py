@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from certificates import Files, authority, client_context
-from fakes import RFC2195_CHALLENGE, Client, described
+from fakes import Client, Judge, described
 from test_smtp_dialogues import FILES, HOST_NAME, Dialogue, Group, compare, lines_of, read
 
-from tofmipd.auth.credentials import Credentials, Verdict
+from tofmipd.auth.credentials import Credentials, Judgement
+from tofmipd.auth.scram import PLUS
 from tofmipd.content import Content
 from tofmipd.pump import Encrypt
 from tofmipd.server import Listener, Service, bind
@@ -48,19 +49,25 @@ class Gate:
 
     def __init__(self, mechanisms: frozenset[str]) -> None:
         self.mechanisms = mechanisms
-        self.dialogue = Dialogue()
         self.events: list[str] = []
+        self.play(Dialogue())
+
+    def play(self, dialogue: Dialogue) -> None:
+        self.dialogue = dialogue
+        self._judge = Judge(dialogue.passwords)
+        self._judge.unavailable = dialogue.unavailable
+        self.events.clear()
 
     def admit(self, session_id: str, peer: Peer) -> Gate:
         return self
 
-    def challenge(self) -> bytes:
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
         self.events.append("G: challenge")
-        return RFC2195_CHALLENGE
+        return self._judge.challenge(mechanism, opening)
 
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
         self.events.append(f"G: verify {mechanism} {credentials.user}")
-        return self.dialogue.judge(credentials)
+        return self._judge.judge(credentials)
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         self.events.append("G: " + described(envelope))
@@ -84,7 +91,8 @@ def service_for(policy: Policy, encrypt: Encrypt | None = None) -> Service:
         data_timeout=20,
         stop_timeout=5,
     )
-    gate = Gate(frozenset(policy.mechanisms + policy.withheld))
+    names = (*policy.mechanisms, *policy.withheld)
+    gate = Gate(frozenset(name for name in names if not name.endswith(PLUS)))
     return Service(gate, HOST_NAME, limits, needs_login=policy.needs_login, encrypt=encrypt)
 
 
@@ -95,14 +103,14 @@ class Place:
         self.service = service_for(policy, encrypt)
         assert isinstance(self.service._gate, Gate)
         self.gate = self.service._gate
-        policies = self.service._policies
-        modes = [mode for mode in ("plain", *TLS_MODES) if policies[mode, True] == policy]
+        modes = ("plain", *TLS_MODES)
+        modes = [mode for mode in modes if self.service.policy(mode, near=True) == policy]
         if tls_first:
             modes = ["ssl"]
         elif not modes:
             # It is for clients elsewhere, and those of a test are near.
             modes = ["plain"]
-            policies["plain", True] = policy
+            self.service._policies["plain", True, self.gate.mechanisms] = policy
         self.listener = Listener(bind(Listen("127.0.0.1", 0)), self.service, modes[0])
         self.listener.start()
 
@@ -167,8 +175,7 @@ class Player:
         self, place: Place, dialogue: Dialogue, material: Material, *, tls_first: bool
     ) -> None:
         self._gate = place.gate
-        self._gate.dialogue = dialogue
-        self._gate.events.clear()
+        self._gate.play(dialogue)
         self._ended = False
         self._names = dialogue.names
         self._material = material
@@ -240,7 +247,9 @@ def test_no_dialogue_is_left_out():
 @pytest.mark.parametrize("name", [name for name in DIALOGUES if not name.startswith("client-")])
 def test_a_dialogue_is_held_under_a_policy_that_a_service_makes(name):
     policy = DIALOGUES[name].policy
-    assert policy in service_for(policy)._policies.values()
+    service = service_for(policy)
+    modes = ("plain", "ssl", *TLS_MODES)
+    assert policy in [service.policy(mode, near=near) for mode in modes for near in (True, False)]
 
 
 @pytest.mark.parametrize("name", IN_PLAIN)

@@ -14,6 +14,7 @@ from fuzz import session as session_target
 from fuzz.session import Circumstances
 
 from tofmipd import pump
+from tofmipd.auth import scram
 from tofmipd.handoff.replies import ReplyReader
 from tofmipd.privsep import frames
 from tofmipd.smtp import sasl, stream, syntax
@@ -73,6 +74,8 @@ BROKEN = [
     ("paths", syntax, "_PARAMETER", re.compile(r"([^=]+)(?:=(.*))?")),
     ("sasl", sasl, "decode", any_base64),
     ("sasl", sasl, "_name", lambda octets: octets.decode("latin-1")),
+    ("sasl", scram, "_unescaped", lambda name: name),
+    ("sasl", sasl, "BINDING", ""),
     ("replies", ReplyReader, "idle", True),
     ("replies", ReplyReader, "_last", lambda reader, line: True),
     ("frames", frames.Control, "encode", drop_last(frames.Control.encode)),

@@ -62,6 +62,8 @@ def test_what_the_user_runs_already_counts_beside_the_limit():
 @pytest.mark.root
 def test_the_user_can_start_so_many_processes_and_no_more():
     def act():
+        # Those of another test may be about to end.
+        wait_for(lambda: confine._tasks(UID) == 0)
         confine.confine(UID)
         become(Rights("somebody", UID, UID, (UID,)))
         reader, writer = os.pipe()

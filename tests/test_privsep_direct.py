@@ -10,17 +10,19 @@ import threading
 
 import pytest
 from fakes import (
+    ALL_MECHANISMS,
     LOOPBACK,
     RFC2195_SECRET,
     Act,
     FakeNextHop,
+    ScramClient,
     at,
     content_of,
     wait_for,
 )
 
 from tofmipd.auth.chain import Chain
-from tofmipd.auth.credentials import CramMd5, Password, Verdict
+from tofmipd.auth.credentials import CramMd5, Password, Scram, Verdict
 from tofmipd.auth.passwordfile import PasswordFile
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.direct import DirectGate
@@ -33,7 +35,7 @@ from tofmipd.privsep.outbound import (
 )
 from tofmipd.privsep.personal import personal_gate
 from tofmipd.privsep.submission import parsed_header, received_value
-from tofmipd.settings import NextHopLimits, Person, Settings
+from tofmipd.settings import Limits, NextHopLimits, Person, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.tmda.config import Surroundings
@@ -53,7 +55,12 @@ USERNAME, HOSTNAME, FULLNAME = "bobby", "example.org", "Bobby"
 
 
 def logins_of(source):
-    return Logins(Chain([source]), "mx.example", lambda login: Identity(login, login))
+    return Logins(Chain([source]), "mx.example", lambda login: Identity(login, login), Limits())
+
+
+def verdict_of(passing, credentials):
+    mechanism = {Password: "PLAIN", CramMd5: "CRAM-MD5", Scram: "SCRAM-SHA-1"}[type(credentials)]
+    return passing.verify(credentials, mechanism).verdict
 
 
 class Home:
@@ -160,15 +167,15 @@ def test_without_a_login_nothing_is_passed_on_whatever_the_envelope_says(gate, a
     passing = gate.admit("s1", LOOPBACK)
     envelope = envelope_for(login=login)
     assert passing.submit(envelope, content_of(MESSAGE)) is replies.AUTH_REQUIRED
-    assert passing.verify(Password("bobby", b"Wrong"), "PLAIN") is NO
-    assert passing.verify(Password("bobby", b""), "PLAIN") is NO
+    assert verdict_of(passing, Password("bobby", b"Wrong")) is NO
+    assert verdict_of(passing, Password("bobby", b"")) is NO
     assert passing.submit(envelope, content_of(MESSAGE)) is replies.AUTH_REQUIRED
     assert asked == []
 
 
 def test_one_session_s_login_is_not_another_s(gate, asked):
     first, second = gate.admit("s1", LOOPBACK), gate.admit("s2", LOOPBACK)
-    assert first.verify(Password("bobby", b"FooBar"), "PLAIN") is YES
+    assert verdict_of(first, Password("bobby", b"FooBar")) is YES
     assert second.submit(envelope_for(), content_of(MESSAGE)) is replies.AUTH_REQUIRED
     assert first.submit(envelope_for(), content_of(MESSAGE)) is replies.OK
     assert asked == [("outbound", "bobby"), ("submit", "bobby", "s1")]
@@ -176,39 +183,76 @@ def test_one_session_s_login_is_not_another_s(gate, asked):
 
 def test_a_challenge_serves_once(gate):
     passing = gate.admit("s1", LOOPBACK)
-    digest = digest_over(passing.challenge())
-    assert passing.verify(CramMd5("tim", digest), "CRAM-MD5") is YES
-    assert passing.verify(CramMd5("tim", digest), "CRAM-MD5") is NO
+    digest = digest_over(passing.challenge("CRAM-MD5", b""))
+    assert verdict_of(passing, CramMd5("tim", digest)) is YES
+    assert verdict_of(passing, CramMd5("tim", digest)) is MAYBE
 
 
 def test_a_wrong_answer_uses_the_challenge_up_too(gate):
     passing = gate.admit("s1", LOOPBACK)
-    digest = digest_over(passing.challenge())
-    assert passing.verify(CramMd5("tim", b"0" * 32), "CRAM-MD5") is NO
-    assert passing.verify(CramMd5("tim", digest), "CRAM-MD5") is NO
+    digest = digest_over(passing.challenge("CRAM-MD5", b""))
+    assert verdict_of(passing, CramMd5("tim", b"0" * 32)) is NO
+    assert verdict_of(passing, CramMd5("tim", digest)) is MAYBE
 
 
 def test_a_later_challenge_replaces_the_earlier_one(gate):
     passing = gate.admit("s1", LOOPBACK)
-    early, late = passing.challenge(), passing.challenge()
-    assert passing.verify(CramMd5("tim", digest_over(early)), "CRAM-MD5") is NO
-    late = passing.challenge()
-    assert passing.verify(CramMd5("tim", digest_over(late)), "CRAM-MD5") is YES
+    early, _ = (passing.challenge("CRAM-MD5", b"") for _ in range(2))
+    assert verdict_of(passing, CramMd5("tim", digest_over(early))) is NO
+    late = passing.challenge("CRAM-MD5", b"")
+    assert verdict_of(passing, CramMd5("tim", digest_over(late))) is YES
 
 
 def test_a_challenge_that_was_not_made_here_is_worth_nothing(gate):
     passing, other = gate.admit("s1", LOOPBACK), gate.admit("s2", LOOPBACK)
-    foreign = other.challenge()
+    foreign = other.challenge("CRAM-MD5", b"")
     for challenge in (b"", b"<1@mx.example>", foreign):
         mine = CramMd5("tim", digest_over(challenge), challenge)
-        assert passing.verify(mine, "CRAM-MD5") is NO
-        passing.challenge()
-        assert passing.verify(mine, "CRAM-MD5") is NO
+        assert verdict_of(passing, mine) is MAYBE
+        passing.challenge("CRAM-MD5", b"")
+        assert verdict_of(passing, mine) is NO
+
+
+def scram(passing, user=b"bobby", password=b"FooBar"):
+    """A client that has its challenge, and what it says then."""
+    client = ScramClient("SCRAM-SHA-1", user, password)
+    challenge = passing.challenge("SCRAM-SHA-1", client.first)
+    return client, Scram(user.decode(), client.final(challenge))
+
+
+def test_scram_proves_each_end_to_the_other_once(gate):
+    passing = gate.admit("s1", LOOPBACK)
+    client, credentials = scram(passing)
+    judgement = passing.verify(credentials, "SCRAM-SHA-1")
+    assert (judgement.verdict, judgement.answer) == (YES, client.expected)
+    assert verdict_of(passing, credentials) is MAYBE
+    scram(passing)
+    assert verdict_of(passing, credentials) is NO
+
+
+def test_a_session_cannot_use_the_challenge_of_another(gate):
+    passing, other = gate.admit("s1", LOOPBACK), gate.admit("s2", LOOPBACK)
+    _, credentials = scram(passing)
+    scram(other)
+    assert verdict_of(other, credentials) is NO
+    assert verdict_of(passing, credentials) is YES
+
+
+@pytest.mark.parametrize(("user", "password"), [(b"nobody", b"FooBar"), (b"bobby", b"Wrong")])
+def test_scram_with_a_wrong_name_or_password_runs_to_its_end(gate, user, password):
+    passing = gate.admit("s1", LOOPBACK)
+    _, credentials = scram(passing, user, password)
+    judgement = passing.verify(credentials, "SCRAM-SHA-1")
+    assert (judgement.verdict, judgement.answer) == (NO, b"")
+
+
+def test_there_is_no_challenge_for_what_is_no_message(gate):
+    assert gate.admit("s1", LOOPBACK).challenge("SCRAM-SHA-1", b"n,,x=y") == b""
 
 
 def test_no_challenge_comes_twice_or_can_be_guessed(gate):
     passing = gate.admit("s1", LOOPBACK)
-    challenges = {passing.challenge() for _ in range(200)}
+    challenges = {passing.challenge("CRAM-MD5", b"") for _ in range(200)}
     assert len(challenges) == 200
     for challenge in challenges:
         assert re.fullmatch(rb"<[0-9a-f]{32}\.[0-9]+@mx\.example>", challenge)
@@ -245,18 +289,19 @@ class Canned:
 @pytest.mark.parametrize(
     ("verdict", "level", "words"),
     [
-        (YES, logging.INFO, "auth accepted user='bobby' ip=127.0.0.1"),
-        (NO, logging.INFO, "auth rejected user='bobby' ip=127.0.0.1"),
-        (MAYBE, logging.WARNING, "auth unavailable user='bobby' ip=127.0.0.1"),
+        (YES, logging.INFO, "accepted {} reason=ok"),
+        (NO, logging.INFO, "rejected {} reason=password"),
+        (MAYBE, logging.WARNING, "unavailable {} reason=source"),
     ],
 )
 def test_every_verdict_is_one_line_of_the_log(caplog, verdict, level, words):
     caplog.set_level(logging.DEBUG)
     gate = DirectGate(logins_of(Canned(verdict)), lambda login: None)
-    assert gate.admit("s1", LOOPBACK).verify(Password("bobby", b"FooBar"), "PLAIN") is verdict
+    assert verdict_of(gate.admit("s1", LOOPBACK), Password("bobby", b"FooBar")) is verdict
     (record,) = caplog.records
     assert record.levelno == level
-    assert record.getMessage() == f"s=s1 {words} mechanism=PLAIN source=canned"
+    where = "ip=127.0.0.1 mechanism=PLAIN source=canned"
+    assert record.getMessage() == f"s=s1 auth {words.format(where)} user='bobby'"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +312,9 @@ def test_a_user_name_cannot_forge_a_line_of_the_log(gate, caplog, user):
     gate.admit("s1", Peer("192.0.2.9")).verify(Password(user, b"FooBar"), "PLAIN")
     (record,) = caplog.records
     assert record.getMessage().isprintable()
-    assert record.getMessage().startswith(f"s=s1 auth rejected user={user!r} ip=192.0.2.9 ")
+    words = "ip=192.0.2.9 mechanism=PLAIN source="
+    assert record.getMessage().startswith(f"s=s1 auth rejected {words}")
+    assert record.getMessage().endswith(f" user={user[:255]!r}")
     assert "FooBar" not in record.getMessage()
 
 
@@ -655,14 +702,14 @@ def settings(home, tmp_path):
 
 def send_as(gate, login, password):
     passing = gate.admit("s1", LOOPBACK)
-    assert passing.verify(Password(login, password), "PLAIN") is YES
+    assert verdict_of(passing, Password(login, password)) is YES
     return str(passing.submit(envelope_for(login=login), content_of(MESSAGE)))
 
 
 def test_every_login_stands_for_the_person_who_runs_it(home, next_hop, settings):
     home.config(next_hop)
     gate = personal_gate(settings(), Pool())
-    assert gate.mechanisms == {"PLAIN", "LOGIN", "CRAM-MD5"}
+    assert gate.mechanisms == set(ALL_MECHANISMS)
     for login, password in (("bobby", b"FooBar"), ("chloe", b"baz_bap")):
         assert send_as(gate, login, password).startswith("250 ")
     assert len(next_hop.messages) == 2

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import Certificate, CramMd5, Origin, Password, Verdict
+from tofmipd.auth.credentials import (
+    Certificate,
+    CramMd5,
+    Judgement,
+    Origin,
+    Password,
+    Scram,
+    Verdict,
+)
 from tofmipd.privsep import frames
-from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Submission
+from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Opening, Submission
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
 
@@ -30,7 +38,7 @@ DECODERS = {
         for name, table in TABLES.items()
     },
     "request": frames.decode_auth_request,
-    "verdict": frames.decode_verdict,
+    "judgement": frames.decode_judgement,
     "submission": frames.decode_submission,
     "envelope": lambda octets: frames.decode_envelope(octets, "bobby"),
     "answer": frames.decode_answer,
@@ -42,6 +50,8 @@ ENVELOPE = Envelope(
 )
 LOGIN = Login(7, "00ab", "PLAIN", Password("bobby", b"\0\xff\r\n"), Origin("::1", "127.0.0.1"))
 CRAM = Login(2**64 - 1, "ff", "CRAM-MD5", CramMd5("b", b"0123"), Origin())
+BOUND = Login(7, "1", "SCRAM-SHA-1-PLUS", Scram("b", b"c=,r=,p=", b"\0" * 32), Origin())
+YES, NO = Verdict.ACCEPTED, Verdict.REJECTED
 TAKEN = Reply(250, "0.0", ("Ok: taken",))
 LINES = [(20, "sent"), (255, ""), (0, "é\n")]
 
@@ -50,10 +60,13 @@ SAMPLES = [
     ("from the server", Control(Kind.GRANT, 2**64 - 1).encode()),
     ("from auth", Control(Kind.PROVED, 5, ("bobby", "bobby@example.org")).encode()),
     ("to the server", Control(Kind.REFUSED, 5, ("2",)).encode()),
-    ("request", frames.encode_challenge(9)),
+    ("request", frames.encode_opening(Opening(9, "CRAM-MD5", b""))),
+    ("request", frames.encode_opening(Opening(9, "SCRAM-SHA-1", b"n,,n=b,r=x"))),
     ("request", frames.encode_login(LOGIN)),
     ("request", frames.encode_login(CRAM)),
-    ("verdict", frames.encode_verdict(Verdict.ACCEPTED, "bobby")),
+    ("request", frames.encode_login(BOUND)),
+    ("judgement", frames.encode_judgement(Judgement(YES, b"v=x"), "bobby")),
+    ("judgement", frames.encode_judgement(Judgement(NO, delay=1.5, wait=60))),
     ("submission", Submission(5, 3, b"abc", b"hello").encode()),
     ("submission", Submission(5, 3, None, b"hello").encode()),
     ("submission", Submission(5, 3, b"abc", None).encode()),
@@ -106,6 +119,8 @@ def test_only_the_kinds_of_its_sender_are_taken_each_with_its_number_of_texts(na
         Password("n\0\r\nel", b"x"),
         CramMd5("bobby", b"b913a602c7eda7a495b4e6e7334d3890"),
         Certificate("bobby", b"0\x82\0\r\n"),
+        Scram("bobby", b"c=biws,r=x,p=v0X8"),
+        Scram("bobby", b"\0" * 12288, b"\xff" * 64),
     ],
     ids=lambda credentials: f"{type(credentials).__name__} {credentials.user[:5]!r}",
 )
@@ -121,14 +136,33 @@ def test_a_challenge_of_ours_is_not_sent_to_those_who_made_it():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2**64 - 1])
-def test_the_wish_for_a_challenge_arrives_as_the_number_of_its_session(number):
-    assert frames.decode_auth_request(frames.encode_challenge(number)) == number
+@pytest.mark.parametrize("message", [b"", b"n,,n=user,r=fyko", b"\xff\0\r\n" * 3000])
+def test_the_wish_for_a_challenge_arrives_with_what_the_client_said(number, message):
+    opening = Opening(number, "SCRAM-SHA-256-PLUS", message)
+    assert frames.decode_auth_request(frames.encode_opening(opening)) == opening
 
 
 @pytest.mark.parametrize("account", ["", "bobby", "b\udcfcbby"])
-@pytest.mark.parametrize("verdict", Verdict)
-def test_every_verdict_arrives_as_it_was_sent(verdict, account):
-    assert frames.decode_verdict(frames.encode_verdict(verdict, account)) == (verdict, account)
+@pytest.mark.parametrize(
+    "judgement",
+    [
+        *map(Judgement, Verdict),
+        Judgement(YES, b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ="),
+        Judgement(YES, b"\0\xff\r\n" * 256),
+        Judgement(NO, delay=0.25),
+        Judgement(NO, delay=16.0, wait=3600.125),
+    ],
+)
+def test_every_judgement_arrives_as_it_was_sent(judgement, account):
+    arrived = frames.decode_judgement(frames.encode_judgement(judgement, account))
+    assert arrived == (judgement, account)
+
+
+def test_a_time_without_end_arrives_as_a_long_one():
+    endless = Judgement(NO, delay=float("inf"), wait=1e30)
+    arrived, _ = frames.decode_judgement(frames.encode_judgement(endless))
+    assert 86400 < arrived.wait < 1e7
+    assert 86400 < arrived.delay < 1e7
 
 
 @pytest.mark.parametrize("envelope", [None, b"", b"abc"])
@@ -199,6 +233,11 @@ def test_a_login_that_is_far_too_long_is_not_sent(login):
         frames.encode_login(login)
 
 
+def test_an_opening_that_is_far_too_long_is_not_sent():
+    with pytest.raises(ValueError, match="too long"):
+        frames.encode_opening(Opening(1, "SCRAM-SHA-1", b"x" * 65536))
+
+
 def test_an_address_that_is_far_too_long_is_not_sent():
     with pytest.raises(ValueError, match="too long"):
         frames.encode_envelope(Envelope("a" * 65536, recipients=["x@y"]), "1")
@@ -231,20 +270,24 @@ BAD = [
     ("from auth", control(b"a", b"b\n")),
     ("from auth", control(b"a\r", b"b")),
     ("from auth", control(b"a", b"b") + b"\0" * frames.CONTROL_LIMIT_OCTETS),
-    ("request", struct.pack("!BQB", Kind.CHALLENGE, 1, 1)),
+    ("request", struct.pack("!BQB", Kind.CHALLENGE, 1, 1) + b"\0\0\0\0"),
+    ("request", frames.encode_opening(Opening(1, "S" * 41, b""))),
+    ("request", frames.encode_opening(Opening(1, "S\n", b""))),
     ("request", struct.pack("!BQB", Kind.SUBMIT, 1, 0)),
     (
         "request",
-        b"\x12" + frames.encode_login(LOGIN)[1:9] + b"\3" + frames.encode_login(LOGIN)[10:],
+        b"\x12" + frames.encode_login(LOGIN)[1:9] + b"\4" + frames.encode_login(LOGIN)[10:],
     ),
     ("request", frames.encode_login(Login(1, "1" * 41, "PLAIN", LOGIN.credentials, Origin()))),
     ("request", frames.encode_login(Login(1, "1\n", "PLAIN", LOGIN.credentials, Origin()))),
     ("request", frames.encode_login(Login(1, "1", "P" * 41, LOGIN.credentials, Origin()))),
     ("request", frames.encode_login(Login(1, "1", "P", LOGIN.credentials, Origin("1" * 81)))),
     ("request", frames.encode_login(Login(1, "1", "P", LOGIN.credentials, Origin("", "\0")))),
-    ("verdict", b"\3\0\0"),
-    ("verdict", b"\xff\0\0"),
-    ("verdict", b"\0\0\2a\n"),
+    ("request", frames.encode_login(Login(1, "1", "P", Scram("b", b"x", b"x" * 65), Origin()))),
+    ("judgement", b"\3" + bytes(12)),
+    ("judgement", b"\xff" + bytes(12)),
+    ("judgement", bytes(9) + b"\0\2a\n\0\0"),
+    ("judgement", frames.encode_judgement(Judgement(YES, b"v" * 1025))),
     ("submission", struct.pack("!BIQB", Kind.ANSWER, 0, 0, 0)),
     ("submission", struct.pack("!BIQB", Kind.SUBMIT, 0, 0, 4)),
     ("submission", struct.pack("!BIQB", Kind.SUBMIT, 0, 2**64 - 1, 0)),

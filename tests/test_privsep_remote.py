@@ -26,13 +26,15 @@ from fakes import (
 from forking import in_child
 
 from tofmipd import log as log_module
-from tofmipd.auth.credentials import CramMd5, Origin, Password, Verdict
+from tofmipd.auth.credentials import CramMd5, Judgement, Origin, Password, Scram, Verdict
 from tofmipd.content import MEMORY_LIMIT_OCTETS
 from tofmipd.privsep import authchannels, frames, remote
 from tofmipd.privsep.authchannels import AuthChannels
+from tofmipd.privsep.authserver import NO_CHALLENGE
 from tofmipd.privsep.channel import Channel, Gone
-from tofmipd.privsep.frames import Control, Kind, Refusal
+from tofmipd.privsep.frames import Control, Kind, Opening, Refusal
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.offer import Offer
 from tofmipd.privsep.remote import RemoteGate, RemotePass
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.pump import Pump
@@ -75,7 +77,7 @@ class AuthEnd:
         return channel
 
 
-def request(channel: Channel) -> frames.Login | int:
+def request(channel: Channel) -> frames.Login | Opening:
     return frames.decode_auth_request(channel.receive_strictly(frames.WORK_LIMIT_OCTETS))
 
 
@@ -115,7 +117,8 @@ class Court:
     def __init__(self, pool: ThreadPoolExecutor, throttle: Throttle | None = None) -> None:
         self.monitor, control = Channel.pair()
         self.monitor.limit_waiting(PATIENCE_SECONDS)
-        self.gate = RemoteGate(control, frozenset(ALL_MECHANISMS), PATIENCE_SECONDS, throttle)
+        offer = Offer(frozenset(ALL_MECHANISMS))
+        self.gate = RemoteGate(control, offer, PATIENCE_SECONDS, throttle)
         self.stopped = threading.Event()
         self.pool = pool
         self._control = control
@@ -144,8 +147,8 @@ class Court:
             self._auth = auth.main, auth.channel()
         channel = self._auth[1]
         request(channel)
-        channel.send(frames.encode_verdict(YES, account))
-        assert done(verdict) is YES
+        channel.send(frames.encode_judgement(Judgement(YES), account))
+        assert done(verdict) == Judgement(YES)
         return gate_pass
 
     def submit(self, gate_pass: RemotePass, message: bytes = MESSAGE, count: int = 1) -> Future:
@@ -227,17 +230,30 @@ def done(future: Future):
 def test_challenge_and_verdict_go_through_one_channel_that_is_kept(court):
     auth = court.new_auth()
     gate_pass = court.gate.admit("1f", PEER)
-    challenge = court.pool.submit(gate_pass.challenge)
-    with auth.main, auth.channel() as channel:
-        assert request(channel) == NUMBER
-        channel.send(b"<1.2@mx>")
-        assert done(challenge) == b"<1.2@mx>"
-        for credentials, said in ((CramMd5("bobby", b"00"), NO), (RIGHT, MAYBE), (RIGHT, YES)):
+    with contextlib.ExitStack() as stack:
+        channel = None
+        for mechanism, message, said, heard in (
+            ("CRAM-MD5", b"", b"<1.2@mx>", b"<1.2@mx>"),
+            ("SCRAM-SHA-1", b"n,,n=bobby,r=x", b"r=xy", b"r=xy"),
+            ("SCRAM-SHA-1", b"n,,n=bobby,r=x", NO_CHALLENGE, b""),
+        ):
+            challenge = court.pool.submit(gate_pass.challenge, mechanism, message)
+            if channel is None:
+                stack.enter_context(auth.main)
+                channel = stack.enter_context(auth.channel())
+            assert request(channel) == Opening(NUMBER, mechanism, message)
+            channel.send(said)
+            assert done(challenge) == heard
+        for credentials, said in (
+            (CramMd5("bobby", b"00"), Judgement(NO, delay=2, wait=60)),
+            (RIGHT, Judgement(MAYBE)),
+            (Scram("bobby", b"last", b"channel"), Judgement(YES, b"v=abc")),
+        ):
             verdict = court.pool.submit(gate_pass.verify, credentials, "SOME")
             origin = Origin("192.0.2.7", "192.0.2.1")
             assert request(channel) == frames.Login(NUMBER, "1f", "SOME", credentials, origin)
-            channel.send(frames.encode_verdict(said))
-            assert done(verdict) is said
+            channel.send(frames.encode_judgement(said))
+            assert done(verdict) == said
 
 
 def test_logins_at_the_same_time_do_not_wait_for_each_other(court):
@@ -249,8 +265,8 @@ def test_logins_at_the_same_time_do_not_wait_for_each_other(court):
         channels = [auth.channel() for _ in range(count)]
         assert {request(channel).session for channel in channels} == set(range(count))
         for channel in channels:
-            channel.send(frames.encode_verdict(NO))
-        assert [done(verdict) for verdict in verdicts] == [NO] * count
+            channel.send(frames.encode_judgement(Judgement(NO)))
+        assert [done(verdict) for verdict in verdicts] == [Judgement(NO)] * count
         assert len(court.gate.auth._idle) == remote._IDLE_CHANNELS
         for channel in channels:
             channel.close()
@@ -284,8 +300,8 @@ def test_a_login_whose_auth_dies_is_judged_by_the_next(court, read, first):
     successor = court.new_auth()
     with successor.main, successor.channel() as channel:
         assert request(channel).credentials == RIGHT
-        channel.send(frames.encode_verdict(YES))
-        assert done(verdict) is YES
+        channel.send(frames.encode_judgement(Judgement(YES)))
+        assert done(verdict) == Judgement(YES)
 
 
 class LateChannel(Channel):
@@ -328,8 +344,8 @@ def test_channels_to_an_auth_of_the_past_are_closed(court):
         verdict = court.pool.submit(gate_pass.verify, RIGHT, "PLAIN")
         kept += [auth.channel(), auth.main]
         request(kept[-2])
-        kept[-2].send(frames.encode_verdict(NO))
-        assert done(verdict) is NO
+        kept[-2].send(frames.encode_judgement(Judgement(NO)))
+        assert done(verdict) == Judgement(NO)
     for channel in kept:
         channel.close()
 
@@ -342,17 +358,17 @@ def test_a_login_that_kills_auth_twice_is_unavailable(court, caplog):
         request(channel)
         die(auth, channel, first="main")
         wait_for(lambda: court.gate.auth._main is None or verdict.done())
-    assert done(verdict) is MAYBE
+    assert done(verdict) == Judgement(MAYBE)
     assert caplog.messages == ["s=1f auth does not answer: the other end is closed"]
 
 
 def test_without_auth_a_login_is_unavailable_after_a_while(court, monkeypatch):
     monkeypatch.setattr(authchannels, "_AUTH_START_SECONDS", 0.05)
     gate_pass = court.gate.admit("1f", PEER)
-    assert gate_pass.verify(RIGHT, "PLAIN") is MAYBE
+    assert gate_pass.verify(RIGHT, "PLAIN") == Judgement(MAYBE)
     gone = court.new_auth()
     gone.main.close()
-    assert gate_pass.verify(RIGHT, "PLAIN") is MAYBE
+    assert gate_pass.verify(RIGHT, "PLAIN") == Judgement(MAYBE)
     assert str(gate_pass.submit(envelope(), content_of(MESSAGE))) == str(replies.AUTH_REQUIRED)
 
 
@@ -406,7 +422,7 @@ def test_a_garbled_verdict_is_none(court, garbage, caplog):
     with auth.main, auth.channel() as channel:
         request(channel)
         channel.send(garbage)
-        assert done(verdict) is MAYBE
+        assert done(verdict) == Judgement(MAYBE)
     assert str(gate_pass.submit(envelope(), content_of(MESSAGE))) == str(replies.AUTH_REQUIRED)
     assert caplog.messages[0].startswith("s=1f auth does not answer: ")
 

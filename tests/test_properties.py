@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from fakes import RFC2195_CHALLENGE, b64
+from fakes import b64
 from fuzz import frames as frame_target
 from fuzz import header as header_target
 from fuzz import message as message_target
@@ -20,7 +20,16 @@ from fuzz.session import LOGIN, Circumstances, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import Certificate, CramMd5, Origin, Password, Verdict
+from tofmipd.auth.credentials import (
+    Certificate,
+    CramMd5,
+    Judgement,
+    Origin,
+    Password,
+    Scram,
+    Verdict,
+)
+from tofmipd.auth.saslprep import login_name
 from tofmipd.handoff.replies import NextHopReply
 from tofmipd.privsep import frames
 from tofmipd.privsep.frames import Control, Login, Submission
@@ -381,19 +390,24 @@ SECRETS = st.binary(min_size=1, max_size=12).map(lambda octets: octets.replace(b
 
 def exchange(name, user, secret):
     """What a client answers to the challenges of a mechanism, and the credentials that it shows."""
+    octets = user.encode()
+    known = login_name(octets)
     if name == "PLAIN":
-        return [b"\0" + user.encode() + b"\0" + secret], Password(user.lower(), secret)
+        return [b"\0" + octets + b"\0" + secret], Password(known, secret)
     if name == "LOGIN":
-        return [user.encode(), secret], Password(user.lower(), secret)
-    digest = secret.hex().encode()
-    return [user.encode() + b" " + digest], CramMd5(user.lower(), digest)
+        return [octets, secret], Password(known, secret)
+    if name == "CRAM-MD5":
+        digest = secret.hex().encode()
+        return [octets + b" " + digest], CramMd5(known, digest)
+    escaped = octets.replace(b"=", b"=3D").replace(b",", b"=2C")
+    return [b"n,,n=%s,r=x" % escaped, secret], Scram(known, secret)
 
 
 @any_input
-@given(st.sampled_from(["PLAIN", "LOGIN", "CRAM-MD5"]), USERS, SECRETS)
+@given(st.sampled_from(["PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1"]), USERS, SECRETS)
 def test_a_mechanism_ends_with_the_name_and_the_secret_that_were_sent(name, user, secret):
     responses, expected = exchange(name, user, secret)
-    start = sasl_target.Start(RFC2195_CHALLENGE)
+    start = sasl_target.Start()
     assert sasl_target.run(name, start, responses) == expected
     assert sasl_target.run(name, start, responses[:-1]) is None
 
@@ -455,6 +469,7 @@ CREDENTIALS = st.one_of(
     st.builds(Password, st.text(NOT_NUL, max_size=20), st.binary(max_size=20)),
     st.builds(CramMd5, st.text(NOT_NUL, max_size=20), st.binary(max_size=20)),
     st.builds(Certificate, st.text(NOT_NUL, max_size=20), st.binary(max_size=20)),
+    st.builds(Scram, st.text(NOT_NUL, max_size=20), st.binary(), st.binary(max_size=64)),
 )
 PEERS = st.builds(
     Peer, ASCII_TEXTS, st.integers(0, 65535), st.booleans(), st.one_of(st.just(""), ASCII_TEXTS)
@@ -514,13 +529,18 @@ def control_frames(draw):
     return name, Control(kind, draw(NUMBERS), tuple(texts)).encode()
 
 
+DELAYS = st.floats(0, 1e5)
 FRAMES = st.one_of(
     control_frames(),
     st.tuples(st.just("request"), LOGIN_FRAMES.map(frames.encode_login)),
     st.tuples(st.just("envelope"), st.builds(frames.encode_envelope, envelopes(), ASCII_TEXTS)),
     st.tuples(
-        st.just("verdict"),
-        st.builds(frames.encode_verdict, st.sampled_from(Verdict), LINE_TEXTS),
+        st.just("judgement"),
+        st.builds(
+            frames.encode_judgement,
+            st.builds(Judgement, st.sampled_from(Verdict), st.binary(max_size=30), DELAYS, DELAYS),
+            LINE_TEXTS,
+        ),
     ),
     st.tuples(
         st.just("submission"),

@@ -30,6 +30,7 @@ from fakes import (
 )
 
 from tofmipd import pump as pump_module
+from tofmipd.auth.credentials import Judgement, Verdict
 from tofmipd.content import Content
 from tofmipd.pump import Pump
 from tofmipd.settings import Limits
@@ -526,6 +527,35 @@ def test_a_failed_login_is_answered_late_and_each_time_later(serve):
     reply, taken = time_of(client, "AUTH PLAIN " + b64(b"\0bobby\0FooBar"))
     assert reply.startswith("235 ")
     assert taken < 0.6
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_whoever_judges_may_want_it_answered_later_still(serve, verdict):
+    """A success is not late, nor is it when nobody could tell."""
+
+    class Late(FakeGate):
+        def verify(self, credentials, mechanism):
+            return Judgement(verdict, delay=0.4)
+
+    client = serve(gate=Late(), failure_delay=0.05).client
+    _, taken = time_of(client, "AUTH PLAIN " + b64(b"\0bobby\0FooBar"))
+    if verdict is Verdict.REJECTED:
+        assert 0.38 < taken < 1.4
+    else:
+        assert taken < 0.35
+
+
+def test_who_has_to_wait_is_told_at_once_and_hung_up_on(serve):
+    class Waiting(FakeGate):
+        def verify(self, credentials, mechanism):
+            return Judgement(Verdict.REJECTED, wait=59.5)
+
+    client = serve(gate=Waiting(), failure_delay=0.01).client
+    reply, taken = time_of(client, "AUTH PLAIN " + b64(b"\0bobby\0FooBar"))
+    assert reply.startswith("421 4.7.0 Too many failed logins from your address, ")
+    assert "60 seconds" in reply
+    assert taken < 0.5
+    assert client.rest() == b""
 
 
 @pytest.mark.parametrize("slow", ["nobody", "bobby", "../root"])

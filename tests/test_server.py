@@ -252,18 +252,22 @@ def offered(client):
     return next((line[4:] for line in lines if line[4:].startswith("AUTH")), None)
 
 
+EVERYTHING = "AUTH PLAIN LOGIN CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256"
+SAFE = "AUTH CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256"
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 def test_from_this_machine_all_mechanisms_may_be_used(talk_to, address):
     service = Service(FakeGate(), "mx.example", Limits())
     client = talk_to(service, Peer(address, 1, loopback=True))
-    assert offered(client) == "AUTH PLAIN LOGIN CRAM-MD5"
+    assert offered(client) == EVERYTHING
     assert client.log_in().startswith("235 ")
 
 
 def test_from_elsewhere_no_password_is_asked_for_in_clear(talk_to):
     gate = FakeGate()
     client = talk_to(Service(gate, "mx.example", Limits()), FAR)
-    assert offered(client) == "AUTH CRAM-MD5"
+    assert offered(client) == SAFE
     for line in ("AUTH PLAIN", "AUTH LOGIN", "AUTH PLAIN " + b64(b"\0bobby\0FooBar")):
         assert client.ask(line).startswith("538 5.7.11 ")
     assert gate.asked == []
@@ -272,14 +276,15 @@ def test_from_elsewhere_no_password_is_asked_for_in_clear(talk_to):
 def test_from_elsewhere_it_is_when_the_administrator_says_so(talk_to):
     service = Service(FakeGate(), "mx.example", Limits(), insecure_auth=True)
     client = talk_to(service, FAR)
-    assert offered(client) == "AUTH PLAIN LOGIN CRAM-MD5"
+    assert offered(client) == EVERYTHING
     assert client.log_in().startswith("235 ")
 
 
 @pytest.mark.parametrize(
     ("served", "near", "far"),
     [
-        (ALL_MECHANISMS, "AUTH PLAIN LOGIN CRAM-MD5", "AUTH CRAM-MD5"),
+        (ALL_MECHANISMS, EVERYTHING, SAFE),
+        (("PLAIN", "SCRAM-SHA-1"), "AUTH PLAIN SCRAM-SHA-1", "AUTH SCRAM-SHA-1"),
         (("PLAIN", "LOGIN"), "AUTH PLAIN LOGIN", None),
         (("CRAM-MD5",), "AUTH CRAM-MD5", "AUTH CRAM-MD5"),
         ((), None, None),

@@ -34,9 +34,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fakes import ALL_MECHANISMS, RFC2195_CHALLENGE, TAKEN, TLS, Desk, is_right, octet_by_octet
+from fakes import TAKEN, TLS, Desk, octet_by_octet
 
-from tofmipd.auth.credentials import Certificate, Credentials, Verdict
 from tofmipd.smtp.envelope import Encryption
 from tofmipd.smtp.reply import Reply
 from tofmipd.smtp.session import Policy
@@ -50,6 +49,8 @@ VERBS = [
 ]
 HOST_NAME = "mx.example"
 PASSWORDS = {"bobby": b"FooBar", "tim": b"tanstaaftanstaaf"}
+# SCRAM is offered where a file says so: clients that can would take it.
+MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 NUMBERS = {f.name for f in dataclasses.fields(Policy) if f.type in ("int", "bool")}
 
 
@@ -68,7 +69,7 @@ class Group(NamedTuple):
 class Dialogue:
     """One file: the settings of its "!" lines, and its conversations."""
 
-    policy: Policy = field(default_factory=lambda: Policy(HOST_NAME, ALL_MECHANISMS))
+    policy: Policy = field(default_factory=lambda: Policy(HOST_NAME, MECHANISMS))
     passwords: dict[str, bytes] = field(default_factory=lambda: dict(PASSWORDS))
     unavailable: bool = False
     outcome: Reply = TAKEN
@@ -108,15 +109,6 @@ class Dialogue:
             case _:
                 new = int(value) if name in NUMBERS else tuple(value.split())
                 self.policy = dataclasses.replace(self.policy, **{name: new})
-
-    def judge(self, credentials: Credentials) -> Verdict:
-        if self.unavailable:
-            return Verdict.UNAVAILABLE
-        if isinstance(credentials, Certificate):
-            right = bool(credentials.der) and credentials.user in self.passwords
-        else:
-            right = is_right(self.passwords, credentials, RFC2195_CHALLENGE)
-        return Verdict.ACCEPTED if right else Verdict.REJECTED
 
 
 def read(path: Path) -> Dialogue:
@@ -185,8 +177,13 @@ class FileDesk(Desk):
     """A desk as a file wants it; with the messages in what it says."""
 
     def __init__(self, dialogue: Dialogue) -> None:
-        self._dialogue = dialogue
-        super().__init__(dialogue.policy, outcome=dialogue.outcome, encryption=dialogue.encryption)
+        super().__init__(
+            dialogue.policy,
+            dialogue.passwords,
+            outcome=dialogue.outcome,
+            encryption=dialogue.encryption,
+        )
+        self.judge.unavailable = dialogue.unavailable
         if dialogue.at_once:
             self.session.secured(self.encryption)
 
@@ -197,9 +194,6 @@ class FileDesk(Desk):
             if line.startswith("G: submit"):
                 said += lines_of(self.received.pop(0))
         return said
-
-    def _judge(self, credentials: Credentials) -> Verdict:
-        return self._dialogue.judge(credentials)
 
 
 def whole(octets: bytes) -> Iterable[bytes]:

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
-from fakes import RFC2195_CHALLENGE, RFC2195_DIGEST
+from fakes import RFC2195_CHALLENGE, RFC2195_DIGEST, TLS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import CramMd5, Password
+from tofmipd.auth.credentials import CramMd5, Password, Scram
 from tofmipd.smtp import sasl
-from tofmipd.smtp.sasl import MECHANISMS, BadExchange, Start
+from tofmipd.smtp.sasl import (
+    MECHANISMS,
+    BadExchange,
+    Opening,
+    Start,
+    confirmation,
+    possible,
+    servable,
+)
 
 noise = settings(max_examples=200, deadline=None)
 
 
-def run(name, *responses, challenge=b""):
-    """The challenges that the mechanism sends, and the credentials it ends with, if it does."""
-    exchange = MECHANISMS[name].begin(Start(challenge))
-    challenges = [next(exchange)]
-    for response in responses:
-        try:
-            challenges.append(exchange.send(response))
-        except StopIteration as end:
-            return challenges, end.value
-    return challenges, None
+IN_THE_CLEAR = Start()
+
+
+def run(name, *responses, challenge=b"", start=IN_THE_CLEAR):
+    """What the mechanism sends and asks for, and the credentials it ends with, if it does."""
+    exchange = MECHANISMS[name].begin(start)
+    said = [next(exchange)]
+    waiting = list(responses)
+    try:
+        while waiting or isinstance(said[-1], Opening):
+            response = challenge if isinstance(said[-1], Opening) else waiting.pop(0)
+            said.append(exchange.send(response))
+    except StopIteration as end:
+        return said, end.value
+    return said, None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,7 @@ def test_cram_md5_sends_the_challenge_it_was_given():
     challenges, credentials = run(
         "CRAM-MD5", b"Tim " + RFC2195_DIGEST.upper(), challenge=RFC2195_CHALLENGE
     )
-    assert challenges == [RFC2195_CHALLENGE]
+    assert challenges == [Opening(), RFC2195_CHALLENGE]
     assert credentials == CramMd5("tim", RFC2195_DIGEST)
 
 
@@ -93,11 +108,121 @@ def test_cram_md5_refuses_what_is_not_a_name_and_a_digest(response):
 
 def test_only_mechanisms_that_show_the_password_are_called_clear():
     assert {name for name, row in MECHANISMS.items() if row.clear} == {"PLAIN", "LOGIN"}
-    assert {name for name, row in MECHANISMS.items() if row.needs_challenge} == {"CRAM-MD5"}
+    assert {name for name, row in MECHANISMS.items() if row.server_first} == {"CRAM-MD5"}
+
+
+# SCRAM.
+
+
+FIRST = b"n,,n=user,r=fyko"
+BOUND = b"p=tls-exporter,,n=user,r=fyko"
+SHA_1, SHA_1_BOUND = "SCRAM-SHA-1", "SCRAM-SHA-1-PLUS"
+# What a client could choose where there are mechanisms that are bound to the channel.
+OFFERED = Start(TLS, ("PLAIN", SHA_1, SHA_1_BOUND))
+
+
+@pytest.mark.parametrize("name", [SHA_1, "SCRAM-SHA-256"])
+@pytest.mark.parametrize(
+    ("first", "user"),
+    [
+        (FIRST, "user"),
+        (b"n,a=USER,n=user,r=fyko", "user"),
+        (b"y,,n=User,r=fyko", "user"),
+        ("n,,n=JÖRG\u00a0I\u00adX,r=fyko".encode(), "jörg ix"),
+        (b"n,a=a=2Cb=3Dc,n=a=2Cb=3Dc,r=fyko", "a,b=c"),
+        (b"n,,n=user,r=fyko,x=what,ever", "user"),
+    ],
+)
+def test_scram_has_its_challenge_made_and_takes_the_last_message_as_it_is(name, first, user):
+    said, credentials = run(name, first, b"last \0\xff", challenge=b"r=...")
+    assert said == [b"", Opening(first), b"r=..."]
+    assert credentials == Scram(user, b"last \0\xff")
+
+
+def test_bound_scram_ends_with_the_octets_of_the_channel():
+    _, credentials = run(SHA_1_BOUND, BOUND, b"last", challenge=b"r", start=OFFERED)
+    assert credentials == Scram("user", b"last", TLS.binding)
+
+
+def test_scram_that_is_not_bound_has_none_also_where_there_are():
+    _, credentials = run(SHA_1, FIRST, b"last", challenge=b"r", start=OFFERED)
+    assert credentials == Scram("user", b"last", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "start"),
+    [
+        # RFC 5802 section 6: what a mechanism is bound to is part of it
+        (SHA_1, BOUND, OFFERED),
+        (SHA_1, b"p=,,n=user,r=fyko", OFFERED),
+        (SHA_1_BOUND, FIRST, OFFERED),
+        (SHA_1_BOUND, b"y,,n=user,r=fyko", OFFERED),
+        (SHA_1_BOUND, b"p=tls-unique,,n=user,r=fyko", OFFERED),
+        (SHA_1_BOUND, b"p=tls-server-end-point,,n=user,r=fyko", OFFERED),
+        (SHA_1_BOUND, b"p=TLS-EXPORTER,,n=user,r=fyko", OFFERED),
+        # somebody has hidden from the client that it could be bound
+        (SHA_1, b"y,,n=user,r=fyko", OFFERED),
+        # nobody may act for somebody else
+        (SHA_1, b"n,a=root,n=user,r=fyko", Start()),
+        (SHA_1, b"n,a=\xff,n=user,r=fyko", Start()),
+        # no names, no messages
+        (SHA_1, b"n,,n=\xff,r=fyko", Start()),
+        (SHA_1, b"", Start()),
+        (SHA_1, b"\0user\0pencil", Start()),
+    ],
+)
+def test_scram_refuses_another_binding_acting_for_others_and_what_is_no_message(name, first, start):
+    with pytest.raises(BadExchange):
+        run(name, first, start=start)
+
+
+def test_nothing_is_bound_to_a_channel_that_cannot_be_named():
+    unnamed = Start(dataclasses.replace(TLS, binding=b""), OFFERED.offered)
+    for start in (unnamed, Start()):
+        with pytest.raises(BadExchange):
+            run(SHA_1_BOUND, BOUND, b"last", challenge=b"r", start=start)
+
+
+def test_the_client_confirms_the_proof_of_the_server_with_nothing():
+    exchange = confirmation(b"v=abc")
+    assert next(exchange) == b"v=abc"
+    with pytest.raises(StopIteration) as end:
+        exchange.send(b"")
+    assert end.value.value is None
+    exchange = confirmation(b"v=abc")
+    next(exchange)
+    with pytest.raises(BadExchange):
+        exchange.send(b"no")
+
+
+def test_what_can_be_bound_to_the_channel_comes_with_what_is_not():
+    assert servable(frozenset({"SCRAM-SHA-256", "LOGIN", "X-NEW"})) == (
+        "LOGIN",
+        "SCRAM-SHA-256",
+        "SCRAM-SHA-256-PLUS",
+    )
+    assert servable(frozenset()) == ()
+
+
+@pytest.mark.parametrize(
+    ("binding", "names", "missing"),
+    [
+        (b"x", ("bobby",), set()),
+        (b"x", (), {"EXTERNAL"}),
+        (b"", ("bobby",), {SHA_1_BOUND, "SCRAM-SHA-256-PLUS"}),
+    ],
+)
+def test_not_all_is_possible_on_every_encrypted_connection(binding, names, missing):
+    encryption = dataclasses.replace(TLS, binding=binding, names=names)
+    assert {name for name in MECHANISMS if not possible(name, encryption)} == missing
 
 
 def test_credentials_never_show_their_secret():
-    for credentials in (Password("bobby", b"FooBar"), CramMd5("bobby", b"FooBar", b"<1@x>")):
+    for credentials in (
+        Password("bobby", b"FooBar"),
+        CramMd5("bobby", b"FooBar", b"<1@x>"),
+        Scram("bobby", b"FooBar", b"FooBar"),
+    ):
         assert "FooBar" not in repr(credentials)
         assert "FooBar" not in str(credentials)
 

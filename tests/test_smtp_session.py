@@ -9,7 +9,7 @@ from fakes import ALL_MECHANISMS, LOOPBACK, Desk, b64, in_pieces, octet_by_octet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tofmipd.auth.credentials import Verdict
+from tofmipd.auth.credentials import Judgement, Scram, Verdict
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import Reply
 from tofmipd.smtp.session import (
@@ -32,12 +32,19 @@ LINES = [
     *["MAIL FROM:<a@example.org>", "MAIL FROM:<> SIZE=10 BODY=8BITMIME", "MAIL FROM:<a> FOO"],
     *["RCPT TO:<x@example.net>", "RCPT TO:y", "RCPT TO:<>", "RCPT", "MAIL"],
     *[GOOD_LOGIN, BAD_LOGIN, "AUTH LOGIN", "AUTH CRAM-MD5", "AUTH PLAIN", "AUTH PLAIN =", "AUTH"],
+    *["AUTH SCRAM-SHA-1 " + b64(b"n,,n=a,r=b"), b64(b"n,,n=a,r=b"), "AUTH SCRAM-SHA-256"],
     *["*", "=", b64(b"bobby"), b64(b"\0bobby\0FooBar"), ".", "..", "Subject: x"],
 ]
 GOOD_LINES = st.sampled_from([line.encode() for line in LINES])
 NOISE = st.binary(max_size=40).filter(lambda octets: not set(b"\r\n") & set(octets))
 TALK = st.lists(st.one_of(GOOD_LINES, GOOD_LINES, NOISE), max_size=40)
-VERDICTS = st.sampled_from([*Verdict, Verdict.ACCEPTED])
+JUDGEMENTS = st.builds(
+    Judgement,
+    st.sampled_from([*Verdict, Verdict.ACCEPTED]),
+    st.sampled_from([b"", b"v=abc"]),
+    wait=st.sampled_from([0, 0, 0, 0.1, 3600]),
+)
+FAILURES = JUDGEMENTS.filter(lambda judgement: judgement.verdict is not Verdict.ACCEPTED)
 PROBLEMS = st.sampled_from([None, None, replies.MESSAGE_TOO_BIG, replies.BARE_NEWLINE])
 OUTCOMES = st.sampled_from([replies.OK, replies.NO_ROOM, replies.INTERNAL_ERROR])
 
@@ -45,7 +52,7 @@ OUTCOMES = st.sampled_from([replies.OK, replies.NO_ROOM, replies.INTERNAL_ERROR]
 def logged_in(policy=POLICY):
     session = Session(policy, LOOPBACK)
     assert isinstance(session.line(GOOD_LOGIN.encode()), Verify)
-    assert session.judged(Verdict.ACCEPTED) is replies.AUTH_ACCEPTED
+    assert session.judged(Judgement(Verdict.ACCEPTED)) is replies.AUTH_ACCEPTED
     return session
 
 
@@ -59,7 +66,7 @@ def obey(session, line, data):
             case MakeChallenge():
                 step = session.challenged(b"<1@mx.example>")
             case Verify():
-                step = session.judged(data.draw(VERDICTS))
+                step = session.judged(data.draw(JUDGEMENTS))
             case Receive():
                 assert step.reply.code == 354
                 step = session.received(data.draw(PROBLEMS))
@@ -88,7 +95,7 @@ def test_no_message_is_asked_for_before_a_login(lines, data):
         step = session.line(line)
         assert not isinstance(step, Receive | Submit)
         if isinstance(step, Verify):
-            session.judged(data.draw(st.sampled_from([Verdict.REJECTED, Verdict.UNAVAILABLE])))
+            session.judged(data.draw(FAILURES))
         elif isinstance(step, MakeChallenge):
             session.challenged(b"<1@mx.example>")
         assert session.login == ""
@@ -169,16 +176,76 @@ def test_after_the_last_response_lines_are_commands_again(end):
     session.line(b"AUTH PLAIN")
     step = session.line(end)
     if isinstance(step, Verify):
-        session.judged(Verdict.REJECTED)
+        session.judged(Judgement(Verdict.REJECTED))
     assert session.shown(b"NOOP") == "NOOP"
     assert session.line(b"NOOP") is replies.OK
+
+
+PROVED = Judgement(Verdict.ACCEPTED, b"v=abc")
+BY_SCRAM = [b"AUTH SCRAM-SHA-1 " + b64(b"n,,n=Bobby,r=x").encode(), b64(b"last").encode()]
+
+
+def in_the_middle(judgement):
+    """A session that has had both messages of SCRAM, and what it says to the judgement."""
+    session = Session(POLICY, LOOPBACK)
+    first, last = BY_SCRAM
+    assert session.line(first) == MakeChallenge("SCRAM-SHA-1", b"n,,n=Bobby,r=x")
+    assert session.challenged(b"r=xy").lines == (b64(b"r=xy"),)
+    assert session.line(last) == Verify(Scram("bobby", b"last"), "SCRAM-SHA-1")
+    return session, session.judged(judgement)
+
+
+@pytest.mark.parametrize("seen", [b"", b"="])
+def test_whom_the_server_has_proved_something_is_logged_in_when_he_says_so(seen):
+    session, prompt = in_the_middle(PROVED)
+    assert (prompt.code, prompt.lines) == (334, (b64(b"v=abc"),))
+    assert session.login == ""
+    assert session.line(seen) is replies.AUTH_ACCEPTED
+    assert session.login == "bobby"
+
+
+@pytest.mark.parametrize("doubt", [b"*", b64(b"no").encode(), b"!", b"MAIL FROM:<a@example.org>"])
+def test_who_does_not_believe_the_server_is_not_logged_in(doubt):
+    session, _ = in_the_middle(PROVED)
+    assert session.line(doubt).code == 501
+    assert session.login == ""
+    assert session.line(b"MAIL FROM:<a@example.org>") is replies.AUTH_REQUIRED
+    # and may try again: what was proved is no part of the next exchange
+    session.line(b"AUTH LOGIN")
+    assert isinstance(session.line(b"//8="), Verify)
+    assert session.judged(Judgement(Verdict.REJECTED)) is replies.AUTH_REJECTED
+
+
+def test_a_proof_is_not_told_to_whom_it_is_not_for():
+    for verdict in (Verdict.REJECTED, Verdict.UNAVAILABLE):
+        session, reply = in_the_middle(Judgement(verdict, b"v=abc"))
+        assert reply in (replies.AUTH_REJECTED, replies.AUTH_TEMPORARY)
+        assert session.line(b"") is not replies.AUTH_ACCEPTED
+        assert session.login == ""
+
+
+def test_without_a_challenge_the_next_line_is_a_command():
+    session = Session(POLICY, LOOPBACK)
+    for line in (BY_SCRAM[0], b"AUTH CRAM-MD5"):
+        assert isinstance(session.line(line), MakeChallenge)
+        assert session.challenged(b"") is replies.AUTH_TEMPORARY
+        assert session.line(b"NOOP") is replies.OK
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.01, 1), (59.2, 60), (3600, 3600)])
+def test_who_must_wait_is_told_how_long_and_hung_up_on(seconds, shown):
+    session = Session(POLICY, LOOPBACK)
+    session.line(GOOD_LOGIN.encode())
+    reply = session.judged(Judgement(Verdict.REJECTED, wait=seconds))
+    assert (reply.code, reply.detail, reply.closes) == (421, "7.0", True)
+    assert f"try again in {shown} seconds" in str(reply)
 
 
 def test_a_line_may_be_longer_only_until_the_login():
     session = Session(POLICY, LOOPBACK)
     assert session.line_limit_octets == 12288
     session.line(GOOD_LOGIN.encode())
-    session.judged(Verdict.ACCEPTED)
+    session.judged(Judgement(Verdict.ACCEPTED))
     assert session.line_limit_octets == 4096
 
 
@@ -193,7 +260,7 @@ def test_a_line_that_was_none_counts_as_an_error():
 def test_a_failed_login_is_no_error_of_the_other_kind():
     session = Session(Policy("mx.example", ALL_MECHANISMS, max_errors=1), LOOPBACK)
     session.line(BAD_LOGIN.encode())
-    assert session.judged(Verdict.REJECTED) is replies.AUTH_REJECTED
+    assert session.judged(Judgement(Verdict.REJECTED)) is replies.AUTH_REJECTED
 
 
 @pytest.mark.parametrize("problem", [replies.MESSAGE_TOO_BIG, replies.NO_ROOM])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from fakes import LOOPBACK, TAKEN, TLS, Desk, FakeGate, b64
+import base64
+import dataclasses
 
-from tofmipd.auth.credentials import Certificate, Password, Verdict
+import pytest
+from fakes import ALL_MECHANISMS, LOOPBACK, TAKEN, TLS, Desk, FakeGate, ScramClient, b64
+
+from tofmipd.auth.credentials import Certificate, Judgement, Password, Verdict
 from tofmipd.server import Service
 from tofmipd.settings import Limits
 from tofmipd.smtp import replies
@@ -14,9 +17,11 @@ from tofmipd.smtp.reply import Reply
 from tofmipd.smtp.session import MakeChallenge, Policy, Session, StartTls, Step, Submit, Verify
 
 FAR = Peer("192.0.2.7", 40000, False, "192.0.2.1")
-ALL = ("PLAIN", "LOGIN", "CRAM-MD5")
+ALL = ALL_MECHANISMS
+SAFE = ALL[2:]
+PLUS = ("SCRAM-SHA-1-PLUS", "SCRAM-SHA-256-PLUS")
 PLAIN = "AUTH PLAIN " + b64(b"\0bobby\0FooBar")
-SHOWN = Encryption("TLSv1.3", "TLS_AES_256_GCM_SHA384", certificate=b"DER", names=("anna", "a@b.c"))
+SHOWN = dataclasses.replace(TLS, certificate=b"DER", names=("anna", "a@b.c"))
 
 
 def session(**policy) -> Session:
@@ -30,7 +35,7 @@ def says(one: Session, line: str | bytes) -> str:
         one.secured(TLS)
         return str(step.reply)
     if isinstance(step, Verify):
-        step = one.judged(Verdict.ACCEPTED)
+        step = one.judged(Judgement(Verdict.ACCEPTED))
     elif isinstance(step, MakeChallenge):
         step = one.challenged(b"<x@y>")
     assert isinstance(step, Reply), step
@@ -85,7 +90,7 @@ def test_it_must_come_before_the_login():
 def test_after_a_failed_login_it_may_come_all_the_same():
     one = session()
     assert isinstance(one.line(PLAIN.encode()), Verify)
-    one.judged(Verdict.REJECTED)
+    one.judged(Judgement(Verdict.REJECTED))
     assert isinstance(one.line(b"STARTTLS"), StartTls)
 
 
@@ -208,10 +213,10 @@ def test_how_much_was_wrong_is_not_forgotten():
 def test_nor_are_failed_logins():
     one = session(max_auth_failures=2)
     one.line(PLAIN.encode())
-    assert one.judged(Verdict.REJECTED) == replies.AUTH_REJECTED
+    assert one.judged(Judgement(Verdict.REJECTED)) == replies.AUTH_REJECTED
     assert says(one, "STARTTLS").startswith("220 ")
     one.line(PLAIN.encode())
-    assert one.judged(Verdict.REJECTED) == replies.TOO_MANY_FAILURES
+    assert one.judged(Judgement(Verdict.REJECTED)) == replies.TOO_MANY_FAILURES
 
 
 # Mechanisms.
@@ -233,12 +238,65 @@ def secured(encryption: Encryption, **policy) -> Session:
     return one
 
 
+BINDABLE = {"mechanisms": SAFE, "withheld": (*ALL[:2], *PLUS)}
+
+
+def test_what_is_bound_to_the_channel_is_offered_behind_it():
+    """RFC 9266; TO-67."""
+    one = session(**BINDABLE)
+    assert offered(one) == list(SAFE)
+    assert says(one, "AUTH SCRAM-SHA-1-PLUS").startswith("538 ")
+    assert says(one, "STARTTLS").startswith("220 ")
+    assert offered(one) == [*ALL, *PLUS]
+    assert says(one, "AUTH SCRAM-SHA-1-PLUS").startswith("334")
+
+
+def test_it_is_not_offered_where_nothing_can_be_bound():
+    one = session(**BINDABLE)
+    one.secured(dataclasses.replace(TLS, binding=b""))
+    assert offered(one) == list(ALL)
+    assert says(one, "AUTH SCRAM-SHA-256-PLUS") == "504 5.5.4 AUTH type unimplemented"
+
+
+@pytest.mark.parametrize(
+    ("header", "mechanism", "codes"),
+    [
+        (b"p=tls-exporter,,", "SCRAM-SHA-256-PLUS", ["334", "334", "235"]),
+        (b"n,,", "SCRAM-SHA-256", ["334", "334", "235"]),
+        # the client could bind, and thinks that the server cannot: somebody stands between
+        (b"y,,", "SCRAM-SHA-256", ["535"]),
+        (b"n,,", "SCRAM-SHA-256-PLUS", ["535"]),
+    ],
+)
+@pytest.mark.parametrize("binding", [TLS.binding, b"another"])
+def test_a_login_that_is_bound_is_good_on_its_own_channel_only(header, mechanism, codes, binding):
+    desk = Desk(Policy("h", ALL, withheld=PLUS, starttls=True), {"bobby": b"FooBar"})
+    desk.feed(b"STARTTLS\r\n")
+    desk.said()
+    bound = header.startswith(b"p=")
+    client = ScramClient(
+        mechanism, b"bobby", b"FooBar", header=header, binding=binding if bound else b""
+    )
+    if bound and binding != TLS.binding:
+        codes = ["334", "535"]
+    desk.feed(f"AUTH {mechanism} {b64(client.first)}\r\n".encode())
+    said = [line[3:] for line in desk.said() if line.startswith("S: ")]
+    if codes != ["535"]:
+        final = client.final(base64.b64decode(said[-1][4:]))
+        desk.feed(b64(final).encode() + b"\r\n\r\n")
+        said += [line[3:] for line in desk.said() if line.startswith("S: ")]
+    assert [line[:3] for line in said[: len(codes)]] == codes
+    assert (desk.session.login == "bobby") == ("235" in codes)
+    if "235" in codes:
+        assert base64.b64decode(said[1][4:]) == client.expected
+
+
 def test_external_is_offered_to_whom_has_shown_a_certificate():
     assert "EXTERNAL" in offered(secured(SHOWN))
 
 
 @pytest.mark.parametrize(
-    "encryption", [TLS, Encryption("TLSv1.3", "x", certificate=b"DER")], ids=["none", "nameless"]
+    "encryption", [TLS, dataclasses.replace(TLS, certificate=b"DER")], ids=["none", "nameless"]
 )
 def test_it_is_offered_to_nobody_else(encryption):
     one = secured(encryption)
@@ -275,7 +333,7 @@ def test_external_logs_in_whom_the_certificate_names(response, user, prompted):
     else:
         step = one.line(b"AUTH EXTERNAL " + response.encode())
     assert step == Verify(Certificate(user, b"DER"), "EXTERNAL")
-    assert one.judged(Verdict.ACCEPTED) == replies.AUTH_ACCEPTED
+    assert one.judged(Judgement(Verdict.ACCEPTED)) == replies.AUTH_ACCEPTED
     assert one.login == user
 
 
@@ -285,7 +343,7 @@ def test_nobody_acts_for_somebody_else(name):
     one = secured(SHOWN)
     step = one.line(b"AUTH EXTERNAL " + b64(name).encode())
     assert step == Verify(Password("", b""), "EXTERNAL")
-    assert one.judged(Verdict.REJECTED) == replies.AUTH_REJECTED
+    assert one.judged(Judgement(Verdict.REJECTED)) == replies.AUTH_REJECTED
 
 
 def test_a_certificate_is_no_reason_against_a_password():
@@ -313,7 +371,7 @@ class Gate(FakeGate):
 
 def greeted(mode: str, peer: Peer, *, insecure_auth: bool = False) -> Session:
     service = Service(Gate(), "h", Limits(), insecure_auth=insecure_auth)
-    return Session(service._policies[mode, peer.loopback], peer)
+    return Session(service.policy(mode, near=peer.loopback), peer)
 
 
 NEAR_ROWS = [
@@ -324,7 +382,7 @@ NEAR_ROWS = [
     ("ssl", [], False, True),
 ]
 FAR_ROWS = [
-    ("plain", ["CRAM-MD5"], False, False),
+    ("plain", list(SAFE), False, False),
     ("optional", list(ALL), True, False),
     ("localoptional", [], True, True),
     ("on", [], True, True),
@@ -351,7 +409,16 @@ def test_a_listener_s_mode_and_the_client_s_place_say_what_is_offered(peer, row)
 def test_behind_tls_all_is_offered_everywhere(mode, peer):
     one = greeted(mode, peer)
     one.secured(SHOWN)
-    assert offered(one) == [*ALL, "EXTERNAL"]
+    assert offered(one) == [*ALL, *PLUS, "EXTERNAL"]
+
+
+def test_what_the_sources_can_serve_may_change_between_sessions():
+    gate = Gate()
+    service = Service(gate, "h", Limits())
+    before = Session(service.policy("plain", near=True), LOOPBACK)
+    gate.mechanisms = frozenset({"PLAIN", "LOGIN"})
+    after = Session(service.policy("plain", near=True), LOOPBACK)
+    assert (offered(before), offered(after)) == (list(ALL), ["PLAIN", "LOGIN"])
 
 
 def test_insecure_auth_is_no_reason_to_forgo_tls_where_it_is_required():

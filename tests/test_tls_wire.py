@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from certificates import OVER, Issued, authority, client_context, stranger
 from fakes import PATIENCE_SECONDS, tcp_pair, wait_for
+from OpenSSL import SSL
 
 from tofmipd import wire as wire_module
 from tofmipd.settings import EncryptionSettings
@@ -646,3 +647,33 @@ def test_what_starts_tls_gives_wire_and_encryption(pair, pool, contexts):
     assert str(encryption).startswith("using SMTP over TLS, TLSv1.3 TLS_")
     client.say(b"x")
     assert wire.receive(1, soon()) == b"x"
+
+
+# What can be bound to the channel (RFC 9266).
+
+
+@pytest.mark.parametrize(
+    ("most", "octets"), [(SSL.TLS1_3_VERSION, 32), (SSL.TLS1_2_VERSION, 0)], ids=["1.3", "1.2"]
+)
+def test_both_ends_have_the_same_name_for_the_channel_and_each_channel_its_own(
+    pool, contexts, most, octets
+):
+    """With TLS 1.2 there is none: it could be another channel's, too."""
+    seen = []
+    for _ in range(3):
+        server, client = tcp_pair()
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_max_proto_version(most)
+        with server, client:
+            client.setblocking(True)
+            connection = SSL.Connection(context, client)
+            connection.set_tlsext_host_name(b"localhost")
+            connection.set_connect_state()
+            shaking = pool.submit(connection.do_handshake)
+            _, encryption = encryptor(contexts)(Wire(server), soon(), True)
+            shaking.result(PATIENCE_SECONDS)
+            own = connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+        assert encryption.binding == own[:octets]
+        assert not octets or repr(own) not in repr(encryption)
+        seen.append(encryption.binding)
+    assert len(set(seen)) == (3 if octets else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
@@ -33,6 +34,7 @@ from tofmipd.settings import (
     Person,
     ProgramLimits,
     Scripts,
+    SenderCheck,
     Settings,
     SourceSpec,
 )
@@ -40,8 +42,6 @@ from tofmipd.settings import (
 # Options whose feature is not there yet: destination -> how the person wrote it.
 _NOT_BUILT_YET = {
     "one_session": "-1, --one-session",
-    "authprog": "-A, --authprog",
-    "pamauth": "-m, --pamauth",
 }
 
 
@@ -170,13 +170,12 @@ def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
 
 
 def _refuse_bad_remote(url: str) -> None:
-    from tofmipd.auth.imap import remote_server
+    from tofmipd.auth.remote import remote_server
 
     try:
         remote_server(url)
     except ValueError as error:
-        status = UNAVAILABLE if "not built yet" in str(error) else USAGE
-        raise Fatal(status, f"-R: {error}") from None
+        raise Fatal(USAGE, f"-R: {error}") from None
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -199,6 +198,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         max_recipients=options.max_recipients,
         max_errors=options.max_errors,
         max_auth_failures=options.max_auth_failures,
+        auth_failures_per_address=options.auth_failures_per_address,
     )
     next_hop = NextHopLimits(
         options.nexthop_connect_timeout, options.nexthop_timeout, options.nexthop_dot_timeout
@@ -209,6 +209,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         listen=_listeners(options),
         authfile=absolute(options.authfile or default, who.home),
         sources=sources,
+        remote_ca=absolute(options.remoteauth_ca, who.home),
+        remote_tls=options.remoteauth_tls,
+        mechanisms=_mechanisms(options.mechanisms),
+        sender_check=_sender_check(options, who, mode),
         ipauthmap="/etc/ipauthmap" if mode else f"{who.home}/.tmda/ipauthmap",
         configdir=absolute(options.configdir, who.home),
         # What root's environment says of files is said for all users, or for none.
@@ -230,8 +234,39 @@ def _settings(options: argparse.Namespace) -> Settings:
         received=options.received,
         limits=limits,
         next_hop=next_hop,
-        programs=ProgramLimits(options.source_timeout, options.script_timeout),
+        programs=ProgramLimits(
+            options.source_timeout, options.script_timeout, options.source_attempts
+        ),
     )
+
+
+def _mechanisms(text: str) -> tuple[str, ...]:
+    """Raises Fatal."""
+    from tofmipd.smtp.sasl import MECHANISMS
+
+    names = tuple(name.upper() for name in text.replace(",", " ").split())
+    for name in names:
+        if name not in MECHANISMS:
+            known = ", ".join(MECHANISMS)
+            raise Fatal(USAGE, f"--mechanisms: there is no {name!r}; there are {known}")
+    return names
+
+
+def _sender_check(options: argparse.Namespace, who: Person, mode: GlobalMode | None) -> SenderCheck:
+    default = "/etc/tofmipd.d/senders" if mode else f"{who.home}/.tmda/senders"
+    return SenderCheck(
+        options.sender_check or ("others" if mode else "off"),
+        tuple(dict.fromkeys(name.lower() for name in [*options.sender_domain, *_own_domains()])),
+        absolute(options.senders or default, who.home),
+    )
+
+
+def _own_domains() -> list[str]:
+    """The names of this host: its own, and the one that its mail has (Debian's mailname)."""
+    names = [host_name(), socket.gethostname(), "localhost", "localhost.localdomain"]
+    with contextlib.suppress(OSError, UnicodeDecodeError), open("/etc/mailname") as file:
+        names.append(file.readline(256).strip())
+    return [name for name in names if name]
 
 
 def _encryption(options: argparse.Namespace, who: Person) -> EncryptionSettings:

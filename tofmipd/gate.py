@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tofmipd.auth.credentials import Credentials, Verdict
+from tofmipd.auth.credentials import Credentials, Judgement
 from tofmipd.content import Content
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
@@ -17,14 +17,15 @@ from tofmipd.smtp.reply import Reply
 class Pass(Protocol):
     """One session's way through the gate.  It remembers whom the session has proved to be."""
 
-    def challenge(self) -> bytes:
-        """A fresh challenge for the next credentials (RFC 2195); each serves once.
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
+        """A fresh challenge for the next credentials; each serves once.
 
-        b"" if none can be had now: then no login can be judged either.
+        ``opening`` is the client's first message, for mechanisms that begin with one (RFC 5802),
+        else b"" (RFC 2195).  b"" if none can be had now: then no login can be judged either.
         """
         ...
 
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
         """Judge a login.  Takes as long as the slowest source; raises nothing."""
         ...
 
@@ -45,7 +46,8 @@ class Gate(Protocol):
 
     @property
     def mechanisms(self) -> frozenset[str]:
-        """The SASL mechanisms that every source behind the gate can serve."""
+        """The SASL mechanisms that every source behind the gate can serve now, without those that
+        are bound to a channel."""
         ...
 
     def admit(self, session_id: str, peer: Peer) -> Pass: ...

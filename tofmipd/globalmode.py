@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from tofmipd import cpus
 from tofmipd import log as log_module
 from tofmipd.auth.files import SourceFileError
-from tofmipd.auth.sources import chain_of, offered
+from tofmipd.auth.saslprep import import_tables
+from tofmipd.auth.sources import attempted, chain_of
 from tofmipd.encrypted import Encryption
 from tofmipd.errors import CONFIG, Fatal
 from tofmipd.handoff.smtp import Pool
-from tofmipd.privsep import confine, linux
+from tofmipd.privsep import attempts, confine, linux
 from tofmipd.privsep.accounts import Admission, NoAccount
 from tofmipd.privsep.authserver import AuthServer, Files
 from tofmipd.privsep.channel import Channel
@@ -34,6 +35,7 @@ from tofmipd.privsep.frames import Control, Kind
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import Keys, reader_of
 from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.offer import Offer
 from tofmipd.privsep.personal import throttle_of
 from tofmipd.privsep.plan import Plan
 from tofmipd.privsep.remote import RemoteGate
@@ -68,6 +70,8 @@ class GlobalDaemon:
     monitor: int
     # Not empty once there has been a server: who replaces it serves with what there is.
     begun: list[bool] = field(default_factory=list)
+    # Nothing shows a password before auth has said what it can serve.
+    offer: Offer = field(default_factory=lambda: Offer(frozenset()))
 
     def plan(self) -> Plan:
         settings, limits = self.settings, self.settings.limits
@@ -147,7 +151,7 @@ class GlobalDaemon:
         auth_limit = settings.programs.source_timeout * len(settings.all_sources) + 5
         gate = RemoteGate(
             control,
-            offered(settings),
+            self.offer,
             auth_limit,
             throttle_of(settings),
             lambda files: encryption.take(list(files), reader_of(files)),
@@ -172,6 +176,7 @@ class GlobalDaemon:
 
     def _step_down(self) -> None:
         """Become the service's account, with nothing that could ever lead back."""
+        import_tables()
         linux.drop_bounding_set()
         become(self.rights)
         linux.hide()
@@ -183,10 +188,15 @@ class GlobalDaemon:
     def judge(self, control: Channel) -> int:
         """Judges logins.  What only root may read is read before root is given up."""
         settings = self.settings
+        # A channel of each session that logs in, and a connection to whoever is asked about it.
+        confine.descriptors(2 * settings.limits.connections + 200)
         files = Files(control, self._files())
         domains = None
+        specs = attempted(settings)
         try:
-            chain = chain_of(settings, 0, files.opener)
+            # Before there is a second thread, and as root.
+            helper = attempts.start(specs, lambda: os._exit(1)) if specs else None
+            chain = chain_of(settings, 0, files.opener, helper)
             if settings.scripts.virtual_home:
                 domains = VirtualDomains(settings.scripts.virtual_domains, files.opener)
         except SourceFileError as error:
@@ -194,6 +204,7 @@ class GlobalDaemon:
         except OSError as error:
             text = f"cannot read {error.filename}: {error.strerror}; name the file with -v"
             return _failed(control, text)
+        self.offer.publish(chain.mechanisms)
         self._step_down()
         files.ask_from_now_on()
         if not os.access(os.__file__, os.R_OK):
@@ -204,8 +215,8 @@ class GlobalDaemon:
                 os.path.dirname(os.__file__),
             )
         identity_of = _identities(self._admission(), domains)
-        logins = Logins(chain, settings.host_name, identity_of)
-        return AuthServer(control, logins, files).run()
+        logins = Logins(chain, settings.host_name, identity_of, settings.limits)
+        return AuthServer(control, logins, files, self.offer).run()
 
     # A worker.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from tofmipd.arguments import Parser, host_port, host_port_v6, positive, seconds
 from tofmipd.settings import (
+    REMOTE_TLS_MODES,
+    SENDER_CHECKS,
     TLS_MODES,
     GlobalMode,
     Limits,
@@ -21,6 +23,7 @@ from tofmipd.settings import (
 COMMANDS = {
     "init": "make what a first mail needs: key, configuration, filter, password",
     "test": "send one mail through a running tofmipd",
+    "user": "add, change, list, try and remove users of a password file",
     "keygen": "make a key for tagged addresses",
     "address": "make or check a tagged address",
     "explain": "say what would become of a message, and why; nothing is sent",
@@ -37,6 +40,9 @@ tagged for each recipient as ~/.tmda says; the real mail server gets the message
 _LIMITS, _NEXT_HOP, _PROGRAMS, _GLOBAL = Limits(), NextHopLimits(), ProgramLimits(), GlobalMode()
 
 
+_KINDS = {"authfile": "file", "remoteauth": "remote", "authprog": "program", "pamauth": "pam"}
+
+
 class _AddSource(argparse.Action):
     """Keeps the order of sources across the options that name them."""
 
@@ -47,7 +53,7 @@ class _AddSource(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        kind = "file" if self.dest == "authfile" else "remote"
+        kind = _KINDS[self.dest]
         setattr(namespace, self.dest, values)
         namespace.sources = [*namespace.sources, SourceSpec(kind, str(values))]
 
@@ -172,27 +178,66 @@ def _add_authentication(parser: Parser) -> None:
         metavar="FILE",
         action=_AddSource,
         default="",
-        help="user:password lines, mode 0600",
+        help="user:password lines, mode 0600 ('tofmipd user' writes them)",
     )
     add(
         "-A",
         "--authprog",
         metavar="PROGRAM",
-        action="append",
-        help="a checkpassword program (not yet)",
+        action=_AddSource,
+        help="a checkpassword program and its arguments, as one word",
     )
     add(
         "-R",
         "--remoteauth",
         metavar="URL",
         action=_AddSource,
-        help="imap://HOST or imaps://HOST, asked in the order given",
+        help="a server: imap, imaps, pop3, pop3s, apop://HOST[:PORT], ldap, ldaps://HOST[:PORT]/DN"
+        " with %%s for the user; sources are asked in the order given",
     )
-    add("-m", "--pamauth", metavar="SERVICE", action="append", help="PAM (not yet)")
+    add("-m", "--pamauth", metavar="SERVICE", action=_AddSource, help="a PAM service")
+    add(
+        "--remoteauth-ca",
+        metavar="FILE",
+        default="",
+        help="authorities for such servers, PEM (default: the system's)",
+    )
+    add(
+        "--remoteauth-tls",
+        choices=REMOTE_TLS_MODES,
+        default="verified",
+        help="certificates of such servers; none: passwords go in the clear also to other machines"
+        " (default: verified)",
+    )
     add(
         "--insecure-auth",
         action="store_true",
         help="let clients elsewhere send passwords without TLS",
+    )
+    add(
+        "--mechanisms",
+        metavar="LIST",
+        default="",
+        help="offer only these, e.g. PLAIN,LOGIN (default: all that every source can serve)",
+    )
+    add(
+        "--sender-check",
+        choices=SENDER_CHECKS,
+        help="refuse senders that are others' accounts, or all but one's own (default: others,"
+        " personally off)",
+    )
+    add(
+        "--sender-domain",
+        metavar="DOMAIN",
+        action="append",
+        default=[],
+        help="where accounts have addresses beside the host's own names; may be repeated",
+    )
+    add(
+        "--senders",
+        metavar="FILE",
+        default="",
+        help="more addresses of users (default: /etc/tofmipd.d/senders)",
     )
 
 
@@ -254,12 +299,19 @@ def _add_limits(parser: Parser) -> None:
     number("--max-recipients", "NUM", _LIMITS.max_recipients, "of a message")
     number("--max-errors", "NUM", _LIMITS.max_errors, "wrong commands of a session")
     number("--max-auth-failures", "NUM", _LIMITS.max_auth_failures, "failed logins of a session")
+    number(
+        "--auth-failures-per-address",
+        "NUM",
+        _LIMITS.auth_failures_per_address,
+        "failed logins in ten minutes before an address must wait",
+    )
     number("--login-timeout", "SECONDS", _LIMITS.login_timeout, "from connecting to the login")
     number("--idle-timeout", "SECONDS", _LIMITS.idle_timeout, "between commands")
     number("--data-timeout", "SECONDS", _LIMITS.data_timeout, "between parts of a message")
     number("--minimum-rate", "OCTETS", _LIMITS.minimum_rate, "a second, of a message after 60 s")
     number("--write-timeout", "SECONDS", _LIMITS.write_timeout, "for a client to read a reply")
     number("--source-timeout", "SECONDS", _PROGRAMS.source_timeout, "for a source's verdict")
+    number("--source-attempts", "NUM", _PROGRAMS.source_attempts, "logins a source has at a time")
     number("--script-timeout", "SECONDS", _PROGRAMS.script_timeout, "for a script or a config")
     number("--max-workers", "NUM", _GLOBAL.max_workers, "processes of users")
     number("--nexthop-connect-timeout", "SECONDS", _NEXT_HOP.connect_timeout, "to connect")

@@ -40,11 +40,15 @@ def run(
     directory: str = "/",
     output_limit: int = OUTPUT_LIMIT_OCTETS,
     ends_at_limit: bool = False,
+    pass_descriptors: Sequence[int] = (),
+    own_group: bool = True,
 ) -> Outcome:
     """Run a program to its end; ``timeout`` is in seconds, ``output_limit`` in octets.
 
     Its output and error output are read together.  What is still running of its process group
     when its time is up, or with ``ends_at_limit`` when it has written so much, is killed.
+    ``pass_descriptors`` are open in it under the same numbers.  Without ``own_group`` it is of the
+    caller's group, and is killed alone: somebody else ends that group.
     Raises OSError or ValueError if it cannot be started.
     """
     with cpus.all_of_them():
@@ -57,13 +61,15 @@ def run(
             env=dict(environment),
             # A group of its own, but in the session of whoever runs it: that is how the monitor of
             # global mode finds what a worker has left behind that was killed.
-            process_group=0,
+            process_group=0 if own_group else None,
+            pass_fds=tuple(pass_descriptors),
         )
     with process:
         ended, output = _listen(process, timeout, output_limit, ends_at_limit)
         if not ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if own_group:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             # It may have left its group.
             process.kill()
     return Outcome(process.returncode if ended else None, output)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tofmipd.auth.credentials import Verdict
+from tofmipd.auth.credentials import Judgement, Verdict
 from tofmipd.gate import Pass
 from tofmipd.log import TRACE
 from tofmipd.reception import Reception, discard
@@ -240,24 +240,26 @@ class Pump:
                     return self._session.submitted(self._pass.submit(envelope, content))
                 case Verify():
                     return self._session.judged(self._verify(step))
-                case MakeChallenge():
-                    return self._session.challenged(self._pass.challenge())
+                case MakeChallenge(mechanism=mechanism, opening=opening):
+                    challenge = self._pass.challenge(mechanism, opening)
+                    return self._session.challenged(challenge)
         except Exception:
             log.exception("s=%s internal error", self._id)
             return replies.INTERNAL_ERROR
 
-    def _verify(self, step: Verify) -> Verdict:
+    def _verify(self, step: Verify) -> Judgement:
         """A rejection takes equally long whatever its reason, and longer each time."""
         begun = time.monotonic()
-        verdict = self._pass.verify(step.credentials, step.mechanism)
-        if verdict is Verdict.REJECTED:
+        judgement = self._pass.verify(step.credentials, step.mechanism)
+        if judgement.verdict is Verdict.REJECTED:
             self._failures += 1
-            pause = begun + self._limits.failure_delay * self._failures - time.monotonic()
+            late = max(judgement.delay, self._limits.failure_delay * self._failures)
+            pause = begun + late - time.monotonic()
             if pause > 0:
                 self._stopping.wait(pause)
-        elif verdict is Verdict.ACCEPTED:
+        elif judgement.verdict is Verdict.ACCEPTED:
             log.debug("s=%s logged in", self._id)
-        return verdict
+        return judgement
 
     def _receive(self, go_ahead: Reply) -> Reply | None:
         """Read a message; what is wrong with it, if anything."""

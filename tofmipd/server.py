@@ -14,12 +14,13 @@ import threading
 import time
 from typing import Any
 
+from tofmipd.auth.limiter import is_loopback, network_of
 from tofmipd.gate import Gate
 from tofmipd.pump import Encrypt, Pump
 from tofmipd.settings import TLS_MODES, Limits, Listen, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Peer
-from tofmipd.smtp.sasl import MECHANISMS
+from tofmipd.smtp.sasl import MECHANISMS, servable
 from tofmipd.smtp.session import Policy, Session
 from tofmipd.wire import Wire
 
@@ -44,9 +45,9 @@ class ListenError(Exception):
 class Service:
     """All sessions of a process.
 
-    ``offer`` are the mechanisms in the order in which they are announced; those that show the
-    password are withheld from clients elsewhere unless ``insecure_auth``.  ``encrypt`` starts TLS
-    on a connection, None where no listener has any.
+    Of the ``mechanisms`` (none stands for all) those are offered that the gate can serve; those
+    that show the password are withheld from clients elsewhere unless ``insecure_auth``.
+    ``encrypt`` starts TLS on a connection, None where no listener has any.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Service:
         fix_bare_newline: bool = False,
         needs_login: bool = True,
         encrypt: Encrypt | None = None,
+        mechanisms: tuple[str, ...] = (),
     ) -> None:
         self._gate = gate
+        self._allowed = frozenset(mechanisms or MECHANISMS)
         self._limits = limits
         self._fix = fix_bare_newline
         self._insecure_auth = insecure_auth
@@ -74,23 +77,27 @@ class Service:
         self._ids = itertools.count(secrets.randbits(24))
         self._plain = Policy(
             host_name,
-            tuple(name for name in MECHANISMS if name in gate.mechanisms),
             size_limit_octets=limits.size,
             max_recipients=limits.max_recipients,
             max_errors=limits.max_errors,
             max_auth_failures=limits.max_auth_failures,
             needs_login=needs_login,
         )
-        # By the mode of the listener, and whether the client is on this machine.
-        self._policies = {
-            (mode, near): self._policy(mode, near)
-            for mode in ("plain", "ssl", *TLS_MODES)
-            for near in (True, False)
-        }
+        # By the mode of the listener, whether the client is on this machine, and what sources can
+        # serve, which may change.
+        self._policies: dict[tuple[str, bool, frozenset[str]], Policy] = {}
 
-    def _policy(self, mode: str, near: bool) -> Policy:
+    def policy(self, mode: str, *, near: bool) -> Policy:
+        """For a session that begins now, on a listener of that mode."""
+        key = (mode, near, self._gate.mechanisms)
+        policy = self._policies.get(key)
+        if policy is None:
+            policy = self._policies[key] = self._policy(*key)
+        return policy
+
+    def _policy(self, mode: str, near: bool, mechanisms: frozenset[str]) -> Policy:
         """What is offered before TLS; after it all is."""
-        offer = self._plain.mechanisms
+        offer = tuple(name for name in servable(mechanisms) if name in self._allowed)
         required = mode in ("ssl", "on") or (mode == "localoptional" and not near)
         clear = mode in ("optional", "localoptional") or near or self._insecure_auth
         shown: tuple[str, ...] = ()
@@ -98,7 +105,7 @@ class Service:
             shown = tuple(
                 name
                 for name in offer
-                if name != "EXTERNAL" and (clear or not MECHANISMS[name].clear)
+                if not MECHANISMS[name].encrypted and (clear or not MECHANISMS[name].clear)
             )
         return dataclasses.replace(
             self._plain,
@@ -163,7 +170,7 @@ class Service:
         log.info("s=%s session from %s", session_id, peer)
         pump = Pump(
             Wire(sock, self._limits.write_timeout),
-            Session(self._policies[mode, peer.loopback], peer),
+            Session(self.policy(mode, near=peer.loopback), peer),
             self._gate.admit(session_id, peer),
             self._limits,
             self._stopping,
@@ -202,6 +209,7 @@ def service_of(settings: Settings, gate: Gate, encrypt: Encrypt | None = None) -
         insecure_auth=settings.insecure_auth,
         fix_bare_newline=settings.fix_bare_newline,
         encrypt=encrypt,
+        mechanisms=settings.mechanisms,
     )
 
 
@@ -223,14 +231,6 @@ def bind(listen: Listen) -> socket.socket:
     # A client may be gone again between select and accept.
     sock.setblocking(False)
     return sock
-
-
-def network_of(address: str) -> str:
-    """What counts as one address: all of a /64 of IPv6 are one customer's."""
-    if ":" not in address or address.startswith("::ffff:"):
-        return address
-    packed = socket.inet_pton(socket.AF_INET6, address)
-    return packed[:8].hex()
 
 
 class Listener(socketserver.ThreadingTCPServer):
@@ -322,5 +322,4 @@ class Listener(socketserver.ThreadingTCPServer):
 
 def _peer(address: Any, local: Any) -> Peer:
     host, own = str(address[0]).partition("%")[0], str(local[0]).partition("%")[0]
-    plain = host.removeprefix("::ffff:")
-    return Peer(host, int(address[1]), plain.startswith("127.") or host == "::1", own)
+    return Peer(host, int(address[1]), is_loopback(host), own)

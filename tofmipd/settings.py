@@ -8,6 +8,11 @@ from typing import NamedTuple
 DEFAULT_PORT = 8025
 # How STARTTLS is offered (feature rows TO-60 to TO-62).
 TLS_MODES = ("on", "optional", "localoptional")
+# How connections to servers that judge logins are protected: by certificates, by whatever
+# certificate there is, or not at all unless the scheme says so.
+REMOTE_TLS_MODES = ("verified", "unverified", "none")
+# Whose addresses a login may not use as its own (feature row BX-1).
+SENDER_CHECKS = ("off", "others", "own")
 
 
 class Listen(NamedTuple):
@@ -27,7 +32,7 @@ class Listen(NamedTuple):
 
 
 class SourceSpec(NamedTuple):
-    """A source as it was asked for; ``kind`` is "file" or "remote"."""
+    """A source as it was asked for; ``kind`` is "file", "remote", "program" or "pam"."""
 
     kind: str
     argument: str
@@ -50,7 +55,9 @@ class Limits:
     max_recipients: int = 1000
     max_errors: int = 10
     max_auth_failures: int = 3
-    # The answer to a failed login comes this long after it, times the number of failures.
+    # So many failed logins in ten minutes, then the address must wait; not this machine's own.
+    auth_failures_per_address: int = 10
+    # The answer to a failed login comes this long after it at least, longer with each failure.
     failure_delay: float = 1.0
     # How long sessions may take to finish a message when the service is asked to stop.
     stop_timeout: float = 30
@@ -82,10 +89,14 @@ class NextHopLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProgramLimits:
-    """How long what others provide may take, in seconds: a source of logins, a script."""
+    """How long what others provide may take, in seconds: a source of logins, a script.
+
+    ``source_attempts`` is how many logins one source is asked about at a time.
+    """
 
     source_timeout: float = 10
     script_timeout: float = 30
+    source_attempts: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +139,19 @@ class Scripts:
 
 
 @dataclass(frozen=True, slots=True)
+class SenderCheck:
+    """Which senders' addresses a login may use.
+
+    ``mode`` is one of SENDER_CHECKS; ``domains`` are those at which accounts have their
+    addresses; ``senders`` is a file of further addresses for users.
+    """
+
+    mode: str = "off"
+    domains: tuple[str, ...] = ()
+    senders: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
     """Who runs a personal daemon."""
 
@@ -153,6 +177,12 @@ class Settings:
     authfile: str = ""
     sources: tuple[SourceSpec, ...] = ()
     ipauthmap: str = "/etc/ipauthmap"
+    # For servers of ``sources``: authorities, "" for the system's, and one of REMOTE_TLS_MODES.
+    remote_ca: str = ""
+    remote_tls: str = "verified"
+    # Only these are offered, of those that sources can serve; none stands for all.
+    mechanisms: tuple[str, ...] = ()
+    sender_check: SenderCheck = field(default_factory=SenderCheck)
     configdir: str = ""
     site_config: str = "/etc/tmdarc"
     user_config: str = ""

@@ -8,9 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fuzz.paths import is_clean
-from tofmipd.auth.credentials import Certificate, CramMd5, Origin, Password, Verdict
+from tofmipd.auth.credentials import (
+    Certificate,
+    CramMd5,
+    Judgement,
+    Origin,
+    Password,
+    Scram,
+    Verdict,
+)
 from tofmipd.privsep import frames
-from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Submission
+from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Opening, Submission
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
 
@@ -57,15 +65,23 @@ def _control(table: dict[Kind, int]) -> Callable[[bytes], bytes]:
 
 def _request(octets: bytes) -> bytes | None:
     login = frames.decode_auth_request(octets)
-    if isinstance(login, int):
-        return frames.encode_challenge(login)
+    if isinstance(login, Opening):
+        return frames.encode_opening(login)
     again = frames.encode_login(login)
     assert frames.decode_auth_request(again) == login
-    return None if REPLACED in login.credentials.user else again
+    # Only SCRAM is bound to a channel: what else says so is made without it.
+    odd = not isinstance(login.credentials, Scram) and len(again) != len(octets)
+    return None if odd or REPLACED in login.credentials.user else again
 
 
-def _verdict(octets: bytes) -> bytes:
-    return frames.encode_verdict(*frames.decode_verdict(octets))
+def _judgement(octets: bytes) -> bytes | None:
+    judgement, account = frames.decode_judgement(octets)
+    assert min(judgement.delay, judgement.wait) >= 0
+    again = frames.encode_judgement(judgement, account)
+    assert frames.decode_judgement(again)[0].verdict is judgement.verdict
+    # Times of whole seconds, and not too many, come back as they are.
+    whole = all(time % 1 == 0 and time < 1e6 for time in (judgement.delay, judgement.wait))
+    return again if whole else None
 
 
 def _submission(octets: bytes) -> bytes:
@@ -111,7 +127,7 @@ def _answer(octets: bytes) -> bytes | None:
 AGAIN: dict[str, Callable[[bytes], bytes | None]] = {
     **{name: _control(table) for name, table in TABLES.items()},
     "request": _request,
-    "verdict": _verdict,
+    "judgement": _judgement,
     "submission": _submission,
     "envelope": _envelope,
     "answer": _answer,
@@ -129,14 +145,17 @@ def seeds() -> Iterator[bytes]:
         for kind, count in table.items():
             yield numbered(name, Control(kind, 7, ("bobby",) * count).encode())
     origin = Origin("192.0.2.1", "127.0.0.1")
-    yield numbered("request", frames.encode_challenge(9))
+    for message in (b"", b"n,,n=user,r=fyko"):
+        yield numbered("request", frames.encode_opening(Opening(9, "SCRAM-SHA-1", message)))
     for credentials in (
         Password("bobby", b"\0\xff"),
         CramMd5("tim", b"b913"),
         Certificate("bobby", b"DER"),
+        Scram("bobby", b"c=biws,r=x,p=v0X8", b"binding"),
     ):
         yield numbered("request", frames.encode_login(Login(7, "0a", "PLAIN", credentials, origin)))
-    yield numbered("verdict", frames.encode_verdict(Verdict.ACCEPTED, "bobby"))
+    for judgement in (Judgement(Verdict.ACCEPTED, b"v=x"), Judgement(Verdict.REJECTED, b"", 1, 60)):
+        yield numbered("judgement", frames.encode_judgement(judgement, "bobby"))
     for envelope in (b"abc", None):
         for inline in (b"hello\r\n", None):
             yield numbered("submission", Submission(7, 3, envelope, inline).encode())

@@ -1,4 +1,4 @@
-"""SASL: base64, and the mechanisms, held against RFC 4616 and RFC 2195.
+"""SASL: base64, and the mechanisms, held against RFC 4616, RFC 2195 and RFC 5802.
 
 Input: which mechanism and whether there is a certificate, then responses that end with LF; each is
 also tried as base64.
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fakes import RFC2195_CHALLENGE, RFC2195_DIGEST, b64
+from fakes import RFC2195_CHALLENGE, RFC2195_DIGEST, ScramClient, b64
 
 from fuzz.dialogues import lines
-from tofmipd.auth.credentials import Certificate, CramMd5, Credentials, Password
+from tofmipd.auth.credentials import Certificate, CramMd5, Credentials, Password, Scram
+from tofmipd.auth.saslprep import login_name
 from tofmipd.smtp import sasl
 from tofmipd.smtp.envelope import Encryption
-from tofmipd.smtp.sasl import MECHANISMS, BadExchange, Start
+from tofmipd.smtp.sasl import MECHANISMS, BadExchange, Opening, Start
 
 WORDS = (b"\0", b"\n", b"=", b"==", b"AGJvYmJ5AEZvb0Jhcg==", b"bobby", b"\xc3\x9f", RFC2195_DIGEST)
+WORDS += (b"n,,", b"y,,", b"p=tls-exporter,,", b"a=", b"n=", b",r=", b"=2C", b"=3D", b",m=")
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 NAMES = sorted(MECHANISMS)
-ENCRYPTION = Encryption("TLSv1.3", "X", certificate=b"DER", names=("bobby", "bobby@example.org"))
+ENCRYPTION = Encryption(
+    "TLSv1.3", "X", certificate=b"DER", names=("bobby", "bobby@example.org"), binding=b"channel"
+)
 
 
 def check(octets: bytes) -> None:
     number = int.from_bytes(octets[:1], "big")
     name = NAMES[number % len(NAMES)]
-    start = Start(RFC2195_CHALLENGE, ENCRYPTION if number & 128 else None)
+    start = Start(ENCRYPTION, tuple(NAMES)) if number & 128 else Start()
     responses = octets[1:].split(b"\n")
     for response in responses:
         check_base64(response)
@@ -79,15 +83,23 @@ def without_secret(credentials: Credentials) -> Credentials:
             return CramMd5(user, b"", challenge)
         case Certificate(user=user):
             return Certificate(user, b"")
+        case Scram(user=user):
+            return Scram(user, b"")
 
 
 def run(name: str, start: Start, responses: list[bytes]) -> Credentials | None:
     """What the exchange ends with; None if it has no end, or a bad one."""
     exchange = MECHANISMS[name].begin(start)
+    response = b""
     try:
-        assert isinstance(next(exchange), bytes)
-        for response in responses:
-            assert isinstance(exchange.send(response), bytes)
+        said = next(exchange)
+        for following in responses:
+            if isinstance(said, Opening):
+                assert said.message == response
+                said = exchange.send(RFC2195_CHALLENGE)
+            assert isinstance(said, bytes)
+            response = following
+            said = exchange.send(response)
     except StopIteration as end:
         credentials: Credentials = end.value
         return credentials
@@ -101,21 +113,49 @@ def by_the_book(name: str, start: Start, responses: list[bytes]) -> Credentials 
         match name:
             case "PLAIN":
                 who, user, password = responses[0].split(b"\0")
-                asked, known = who.decode().lower(), user.decode().lower()
+                asked, known = login_name(who), login_name(user)
                 return Password(known, password) if asked in ("", known) else None
             case "LOGIN":
-                return Password(responses[0].decode().lower(), responses[1])
+                return Password(login_name(responses[0]), responses[1])
             case "CRAM-MD5":
                 user, digest = responses[0].rsplit(b" ", 1)
-                return CramMd5(user.decode().lower(), digest.lower())
+                return CramMd5(login_name(user), digest.lower())
             case "EXTERNAL":
-                asked, encryption = responses[0].decode().lower(), start.encryption
+                asked, encryption = login_name(responses[0]), start.encryption
                 if encryption is None or asked not in ("", *encryption.names):
                     return None
                 return Certificate(asked or encryption.names[0], encryption.certificate)
+            case _ if name.startswith("SCRAM-"):
+                first, final = responses[:2]
+                return scram_by_the_book(start, first, final, bound=name.endswith("-PLUS"))
     except (ValueError, IndexError):
         return None
     raise AssertionError(f"{name} needs a reading of its own here")
+
+
+def scram_by_the_book(start: Start, first: bytes, final: bytes, *, bound: bool) -> Scram | None:
+    """RFC 5802 section 7, without base64."""
+    flag, who, user, nonce, *more = first.split(b",")
+    extension = more[0] if more else b"x="
+    alone = (b"n", b"y")[: 1 if start.offered else 2]
+    good = (
+        (flag == b"p=tls-exporter" if bound else flag in alone)
+        and (who == b"" or who[:2] == b"a=" != who)
+        and user[:2] == b"n=" != user
+        and nonce[:2] == b"r=" != nonce
+        and all(33 <= octet <= 126 for octet in nonce)
+        and extension[:1].isalpha()
+        and extension[1:2] == b"="
+        and b"\0" not in first
+    )
+    names = []
+    for name in (user[2:], who[2:] or user[2:]):
+        bare = name.replace(b"=2C", b",").replace(b"=3D", b"\0")
+        good = good and b"=" not in bare
+        names.append(login_name(bare.replace(b"\0", b"=")))
+    if not good or names[0] != names[1] or (bound and start.encryption is None):
+        return None
+    return Scram(names[0], final, start.encryption.binding if bound and start.encryption else b"")
 
 
 def seeds() -> Iterator[bytes]:
@@ -123,5 +163,8 @@ def seeds() -> Iterator[bytes]:
     for number in (*range(len(NAMES)), *range(128, 128 + len(NAMES))):
         for text in (b"\0bobby\0FooBar", b"bobby\nFooBar", digest, b64(digest).encode(), b"bobby"):
             yield bytes([number]) + text
+        for header in (b"n,,", b"y,,", b"p=tls-exporter,,", b"n,a=a=2Cb,"):
+            client = ScramClient(NAMES[number % 128], b"a=2Cb", b"pencil", header=header)
+            yield bytes([number]) + client.first + b"\nc=biws,r=x,p=v0X8"
     for line in lines():
         yield b"\0" + line.rpartition(b" ")[2]

@@ -209,7 +209,8 @@ def test_a_login_that_is_nobody_s_is_refused_and_the_log_says_why(hosting):
         for said in pool.map(lambda login: attempt(daemon, login), reasons):
             assert said.startswith("535 5.7.8")
         for login, reason in reasons.items():
-            daemon.says("WARNING", "auth rejected", f"user={login!r}", "reason:", reason)
+            daemon.says("WARNING", f"user={login!r} may not log in: ", reason)
+            daemon.says("auth rejected", f"reason=account user={login!r}")
         assert children(daemon.pid, "worker") == []
     assert hosting.asked() == []
 
@@ -220,7 +221,7 @@ def test_a_login_without_a_user_is_refused(hosting):
     hosting.passwords("@a.example")
     with hosting.daemon() as daemon:
         assert attempt(daemon, "@a.example").startswith("535")
-        daemon.says("auth rejected", "reason:")
+        daemon.says("auth rejected", "reason=account")
 
 
 def test_programs_of_a_virtual_user_get_his_home_and_little_else(hosting):

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from clients import dialogue, plain, submit
-from dovecot import Dovecot, dovecot
+from dovecot import POP3, Dovecot, dovecot
 from running import HOST, LOGIN, PASSWORD, free_port
 
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.imap import ImapSource, remote_server
+from tofmipd.auth.imap import ImapSource
 from tofmipd.auth.ipmap import IpMap
+from tofmipd.auth.remote import RemoteTls, remote_server
 
-pytestmark = [pytest.mark.root, pytest.mark.peer("dovecot")]
+pytestmark = [pytest.mark.root, pytest.mark.peer("dovecot", POP3)]
 
 YES, NO, MAYBE = Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE
 LIMIT_SECONDS = 10
@@ -60,11 +61,11 @@ def test_the_server_judges(servers, user, password, verdict):
 
 def test_over_tls_the_certificate_must_be_vouched_for(servers):
     url, right = f"imaps://{FIRST}:{servers[0].tls_port}", Password(LOGIN, PASSWORD.encode())
-    trusting = source_for(url, ca_file=servers[0].certificate)
+    trusting = source_for(url, tls=RemoteTls(servers[0].certificate))
     assert trusting.check(right) is YES
     assert trusting.check(Password(LOGIN, b"wrong")) is NO
     assert source_for(url).check(right) is MAYBE
-    assert source_for(url, ca_file=servers[1].certificate).check(right) is MAYBE
+    assert source_for(url, tls=RemoteTls(servers[1].certificate)).check(right) is MAYBE
 
 
 @pytest.mark.parametrize(

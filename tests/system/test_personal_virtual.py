@@ -137,7 +137,8 @@ def test_a_login_that_is_no_virtual_user_s_is_refused(login, start, hosting):
     with dialogue(daemon.port) as talk:
         talk.say("EHLO client.example")
         assert talk.say(f"AUTH PLAIN {plain(login, PASSWORD)}").startswith("535 5.7.8")
-    daemon.says("WARNING", "auth rejected", f"user={login!r}", "reason:", "is not USER@DOMAIN")
+    daemon.says("WARNING", f"user={login!r} may not log in: ", "is not USER@DOMAIN")
+    daemon.says("auth rejected", f"reason=account user={login!r}")
 
 
 @pytest.mark.parametrize(

@@ -589,7 +589,7 @@ def test_a_client_s_certificate_is_a_login(mode, identity, safe, tmp_path):
         assert talk.data(MESSAGE).startswith("250")
     assert len(safe.hop.messages()) == 1
     login = identity.lower() or "anna"
-    accepted = rf"auth accepted user='{login}' .*mechanism=EXTERNAL source=certificate"
+    accepted = rf"auth accepted .*mechanism=EXTERNAL source=certificate .*user='{login}'"
     assert re.search(accepted, safe.daemon.text())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from tofmipd.auth.scram import Exchange, Keys
 
 NAME_LIMIT = 255
 _NAME = re.compile(r"[^-./][^/]*")
@@ -17,6 +19,10 @@ class Password:
 
     user: str
     password: bytes = field(repr=False)
+
+
+# Stands for a response that has not the structure of its mechanism: nobody can log in with it.
+MALFORMED = Password("", b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,20 @@ class CramMd5:
 
 
 @dataclass(frozen=True, slots=True)
+class Scram:
+    """A name in lower case and the client's final message (RFC 5802).
+
+    ``binding`` are the octets of the channel that it must be bound to, b"" for none.  Whoever
+    made the challenge fills in the ``exchange`` that it belongs to.
+    """
+
+    user: str
+    final: bytes = field(repr=False)
+    binding: bytes = field(default=b"", repr=False)
+    exchange: Exchange | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """A name in lower case, and the certificate as DER that the client has proved to be its own
     in a TLS handshake (EXTERNAL)."""
@@ -40,7 +60,7 @@ class Certificate:
     der: bytes = field(repr=False)
 
 
-Credentials = Password | CramMd5 | Certificate
+Credentials = Password | CramMd5 | Scram | Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +82,21 @@ class Verdict(enum.Enum):
     UNAVAILABLE = "unavailable"
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What becomes of a login.
+
+    ``answer`` is what the client has to be told with its success.  A rejection may be answered
+    ``delay`` seconds after the question; with ``wait`` nobody was asked, for the client's address
+    has failed too often and has to wait so many seconds.
+    """
+
+    verdict: Verdict
+    answer: bytes = field(default=b"", repr=False)
+    delay: float = 0
+    wait: float = 0
+
+
 class Source(Protocol):
     """One way to judge a login.
 
@@ -81,3 +116,15 @@ class Source(Protocol):
 def is_login_name(user: str) -> bool:
     """Whether a source may be asked about ``user`` at all: it may become part of a path."""
     return len(user) <= NAME_LIMIT and user.isprintable() and bool(_NAME.fullmatch(user))
+
+
+@runtime_checkable
+class KnowsVerifiers(Protocol):
+    """A source that can serve SCRAM."""
+
+    @property
+    def name(self) -> str: ...
+
+    def verifier(self, user: str, mechanism: str) -> tuple[Keys, bool]:
+        """What SCRAM needs of a user; off: it is made up, for there is no such user."""
+        ...

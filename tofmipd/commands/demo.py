@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 
 from tofmipd.arguments import Parser, port
-from tofmipd.auth.credentials import Credentials, Verdict
+from tofmipd.auth.credentials import Credentials, Judgement, Verdict
+from tofmipd.auth.hashes import Clear
 from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import host_name, person
 from tofmipd.commands.setup import Plan, client_lines, write_all
@@ -59,11 +60,11 @@ class Maildir:
     def admit(self, session_id: str, peer: Peer) -> Maildir:
         return self
 
-    def challenge(self) -> bytes:
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
         return b""
 
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
-        return Verdict.REJECTED
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
+        return Judgement(Verdict.REJECTED)
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         """File the message; the reply says where."""
@@ -164,12 +165,12 @@ def _settings(home: str, port: int) -> Settings:
 def _password(settings: Settings) -> str:
     path = settings.authfile
     try:
-        password = read_passwords(path, settings.person.uid).get(_LOGIN)
+        secret = read_passwords(path, settings.person.uid).get(_LOGIN)
     except PasswordFileError as error:
         raise Fatal(CONFIG, str(error)) from None
-    if not password:
+    if not isinstance(secret, Clear) or not secret.written:
         raise Fatal(CONFIG, f"{path}: no line {_LOGIN}:PASSWORD (remove the file for a new one)")
-    return password.decode("utf-8", "replace")
+    return secret.written.decode("utf-8", "replace")
 
 
 def _explain(settings: Settings, password: str, port: int, fresh: bool) -> None:

@@ -37,9 +37,8 @@ def main(arguments: list[str]) -> int:
     for path, new in write_all(plan):
         print(f"{'made' if new else 'kept'}  {path}")
     login, password = first_login(f"{plan.directory}/tofmipd", who.uid)
-    _say_what_next(
-        login, password.decode("utf-8", "replace"), address, " --personal" if who.uid == 0 else ""
-    )
+    shown = "PASSWORD" if password is None else password.decode("utf-8", "replace")
+    _say_what_next(login, shown, address, " --personal" if who.uid == 0 else "")
     return 0
 
 

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import argparse
 import base64
+import os
 import smtplib
 import ssl
 import time
 
 from tofmipd.arguments import Parser, host_port
 from tofmipd.cli import person
+from tofmipd.commands.prompt import ask_password
 from tofmipd.commands.userprofile import first_login, own_profile
 from tofmipd.dates import rfc5322_date
 from tofmipd.errors import CONFIG, DATA, TEMPORARY, UNAVAILABLE, Fatal
 from tofmipd.settings import DEFAULT_PORT, Listen
 
-_USAGE = "tofmipd test [--server HOST:PORT] [--from ADDRESS] [-a FILE] ADDRESS"
+_USAGE = """tofmipd test [--server HOST:PORT] [--from ADDRESS]
+                    [-a FILE | --user NAME] [--password-file FILE] ADDRESS"""
 _TIMEOUT_SECONDS = 60
 
 
 def main(arguments: list[str]) -> int:
     """Send one mail to the address given; status 0 if the daemon took it."""
     options = _parse(arguments)
-    who = person()
-    path = options.authfile or f"{who.home}/.tmda/tofmipd"
-    login, password = first_login(path, who.uid)
+    login, password = _login(options)
     config = own_profile().config
+    if password is None:
+        password = ask_password(login, options.password_file)
     sender = options.sender or f"{config.username}@{config.hostname}"
     said = _send(options.server, login, password, sender, options.address)
     print(f"taken: {said}")
     return 0
+
+
+def _login(options: argparse.Namespace) -> tuple[str, bytes | None]:
+    """User name and password, None for one that is to be asked for."""
+    if options.user:
+        return options.user, None
+    who = person()
+    login, password = first_login(options.authfile or f"{who.home}/.tmda/tofmipd", who.uid)
+    return login, None if options.password_file else password
 
 
 def _send(server: Listen, login: str, password: bytes, sender: str, recipient: str) -> str:
@@ -45,7 +57,7 @@ def _send(server: Listen, login: str, password: bytes, sender: str, recipient: s
                 client.starttls(context=_context(server.host))
                 client.ehlo()
             # smtplib's login() takes ASCII only, and tries a wrong password in every mechanism.
-            response = base64.b64encode(b"\0" + login.encode() + b"\0" + password)
+            response = base64.b64encode(b"\0" + os.fsencode(login) + b"\0" + password)
             code, text = client.docmd("AUTH", "PLAIN " + response.decode())
             if code < 400:
                 client.mail(sender)
@@ -98,5 +110,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help=f"where tofmipd listens (default: localhost:{DEFAULT_PORT})",
     )
     add("--from", dest="sender", metavar="ADDRESS", help="your address (default: as configured)")
-    add("-a", "--authfile", metavar="FILE", help="the password file (default: ~/.tmda/tofmipd)")
+    login = parser.add_mutually_exclusive_group()
+    login.add_argument(
+        "-a",
+        "--authfile",
+        metavar="FILE",
+        help="log in as the first user of this password file (default: ~/.tmda/tofmipd)",
+    )
+    login.add_argument("--user", metavar="NAME", default="", help="log in as this user")
+    add(
+        "--password-file",
+        metavar="FILE",
+        default="",
+        help="the password is its first line; - is standard input (default: the one of the"
+        " password file; one that is hashed there, or that of --user, is asked for)",
+    )
     return parser.parse_known(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from tofmipd.auth.hashes import Clear
 from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import absolute, host_name, person
 from tofmipd.errors import CONFIG, PERMISSION, Fatal
@@ -17,15 +18,16 @@ from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
 
 
-def first_login(path: str, uid: int) -> tuple[str, bytes]:
-    """The first user of a password file and the password.  Raises Fatal."""
+def first_login(path: str, uid: int) -> tuple[str, bytes | None]:
+    """The first user of a password file and the password, None if it is hashed.  Raises Fatal."""
     try:
         passwords = read_passwords(path, uid)
     except PasswordFileError as error:
         raise Fatal(CONFIG, str(error)) from None
     if not passwords:
         raise Fatal(CONFIG, f"{path}: no user in it; add a line user:password")
-    return next(iter(passwords.items()))
+    name, secret = next(iter(passwords.items()))
+    return name, secret.written if isinstance(secret, Clear) else None
 
 
 def from_here(path: str) -> str:

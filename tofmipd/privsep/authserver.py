@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 from tofmipd import log as log_module
-from tofmipd.auth.credentials import CramMd5, Verdict
+from tofmipd.auth.credentials import Judgement, Verdict
 from tofmipd.privsep import frames
 from tofmipd.privsep.channel import Channel, Gone, close_all
-from tofmipd.privsep.frames import BadFrame, Control, Kind, Login
-from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.frames import BadFrame, Control, Kind, Login, Opening
+from tofmipd.privsep.logins import Challenge, Logins
+from tofmipd.privsep.offer import Offer
 
 log = logging.getLogger(__name__)
 
 _FILE_LIMIT_SECONDS = 5
 # Challenges of sessions that never answered are forgotten, the oldest first.
 _CHALLENGES_LIMIT = 4096
+# What is said in the place of a challenge: a packet cannot be empty.
+NO_CHALLENGE = b"-"
+# How often it is looked whether a change of a file has changed what can be offered.
+_LOOK_SECONDS = 2.0
 
 
 class Files:
@@ -32,6 +37,8 @@ class Files:
         self._control = control
         self._paths = paths
         self._ask = False
+        # Answers of the monitor that have not come yet.
+        self._owed = 0
         self._lock = threading.Lock()
         self._answers: queue.SimpleQueue[tuple[int, list[int]]] = queue.SimpleQueue()
 
@@ -45,10 +52,16 @@ class Files:
         number = self._paths.index(path)
         with self._lock:
             self._control.send(Control(Kind.OPEN, number).encode())
-            try:
-                answer, descriptors = self._answers.get(timeout=_FILE_LIMIT_SECONDS)
-            except queue.Empty:
-                raise TimeoutError("the monitor does not answer") from None
+            self._owed += 1
+            while self._owed:
+                try:
+                    answer, descriptors = self._answers.get(timeout=_FILE_LIMIT_SECONDS)
+                except queue.Empty:
+                    raise TimeoutError("the monitor does not answer") from None
+                self._owed -= 1
+                if self._owed:
+                    # That was for somebody who has not waited for it.
+                    close_all(descriptors)
         if answer & 0xFFFF != number or not descriptors:
             close_all(descriptors)
             raise OSError(answer >> 16, os.strerror(answer >> 16), path)
@@ -63,15 +76,21 @@ class AuthServer:
     """Serves the server on channels of its own, a thread for each; the main thread obeys the
     monitor."""
 
-    def __init__(self, control: Channel, logins: Logins, files: Files) -> None:
+    def __init__(
+        self, control: Channel, logins: Logins, files: Files, offer: Offer | None = None
+    ) -> None:
+        self._offer = offer
         self._control = control
         self._logins = logins
         self._files = files
         self._lock = threading.Lock()
-        self._challenges: OrderedDict[int, bytes] = OrderedDict()
+        self._challenges: OrderedDict[int, Challenge] = OrderedDict()
 
     def run(self) -> int:
         """Until the monitor says so, or is gone."""
+        if self._offer is not None:
+            # Not here: to look at a file may take an answer that this thread brings.
+            threading.Thread(target=self._look, name="look", daemon=True).start()
         self._control.send(Control(Kind.READY).encode())
         while True:
             try:
@@ -88,6 +107,19 @@ class AuthServer:
                     take_log(descriptors)
                 case Kind.CONNECT:
                     _start(self._accept, Channel.of(descriptors[0]))
+
+    def _publish(self) -> None:
+        """Let the server know which mechanisms there are: a file may have changed."""
+        if self._offer is not None:
+            self._offer.publish(self._logins.mechanisms)
+
+    def _look(self) -> None:
+        while True:
+            try:
+                self._publish()
+            except Exception:
+                log.exception("internal error")
+            time.sleep(_LOOK_SECONDS)
 
     def _accept(self, server: Channel) -> None:
         """Take new channels from the server, as long as it lives."""
@@ -114,39 +146,40 @@ class AuthServer:
             except BadFrame as error:
                 log.error("the server breaks the protocol towards auth: %s", error)
 
-    def _answer(self, request: Login | int) -> bytes:
-        if isinstance(request, int):
-            return self._challenge(request)
+    def _answer(self, request: Login | Opening) -> bytes:
         try:
-            return frames.encode_verdict(*self._judge(request))
+            if isinstance(request, Opening):
+                return self._challenge(request)
+            return frames.encode_judgement(*self._judge(request))
         except Exception:
+            if isinstance(request, Opening):
+                log.exception("internal error")
+                return NO_CHALLENGE
             log.exception("s=%s internal error", request.session_id)
-            return frames.encode_verdict(Verdict.UNAVAILABLE)
+            return frames.encode_judgement(Judgement(Verdict.UNAVAILABLE))
 
-    def _challenge(self, session: int) -> bytes:
-        challenge = self._logins.challenge()
+    def _challenge(self, opening: Opening) -> bytes:
+        challenge = self._logins.challenge(opening.mechanism, opening.message)
+        if challenge is None:
+            return NO_CHALLENGE
         with self._lock:
-            self._challenges[session] = challenge
+            self._challenges[opening.session] = challenge
             if len(self._challenges) > _CHALLENGES_LIMIT:
                 self._challenges.popitem(last=False)
-        return challenge
+        return challenge.text
 
-    def _judge(self, login: Login) -> tuple[Verdict, str]:
+    def _judge(self, login: Login) -> tuple[Judgement, str]:
         """Whoever is accepted is known to the monitor before the server hears of it."""
-        credentials = login.credentials
-        if isinstance(credentials, CramMd5):
-            with self._lock:
-                challenge = self._challenges.pop(login.session, b"")
-            if not challenge:
-                return Verdict.UNAVAILABLE, ""
-            credentials = dataclasses.replace(credentials, challenge=challenge)
-        verdict, identity = self._logins.judge(
-            login.session_id, login.mechanism, credentials, login.origin
+        with self._lock:
+            challenge = self._challenges.pop(login.session, None)
+        judgement, identity = self._logins.judge(
+            login.session_id, login.mechanism, login.credentials, login.origin, challenge
         )
+        self._publish()
         if identity is not None:
             texts = (identity.account, identity.login)
             self._control.send(Control(Kind.PROVED, login.session, texts).encode())
-        return verdict, "" if identity is None else identity.account
+        return judgement, "" if identity is None else identity.account
 
 
 def take_log(descriptors: list[int]) -> None:

@@ -153,11 +153,11 @@ def _take_leave(birth: Birth, control: Channel, others: list[Channel]) -> None:
             os.dup2(null, descriptor)
         os.close(null)
     keep = sorted({0, 1, 2, control.fileno(), *birth.keep, *log_module.descriptors()})
-    for low, high in zip(keep, [*keep[1:], _beyond_all()], strict=True):
+    for low, high in zip(keep, [*keep[1:], beyond_all()], strict=True):
         os.closerange(low + 1, high)
 
 
-def _beyond_all() -> int:
+def beyond_all() -> int:
     """Above every descriptor that is open: a limit that was lowered later has closed none."""
     numbers = [os.sysconf("SC_OPEN_MAX")]
     with contextlib.suppress(OSError):

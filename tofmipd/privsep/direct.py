@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable
 
-from tofmipd.auth.credentials import CramMd5, Credentials, Origin, Verdict
+from tofmipd.auth.credentials import Credentials, Judgement, Origin, Verdict
 from tofmipd.content import Content
-from tofmipd.privsep.logins import Logins
+from tofmipd.privsep.logins import Challenge, Logins
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.privsep.users import Submits
 from tofmipd.smtp import replies
@@ -28,12 +27,15 @@ class DirectGate:
         user_of: Callable[[str], Submits],
         throttle: Throttle | None = None,
     ) -> None:
-        self.mechanisms = logins.mechanisms
         self.logins = logins
         self.throttle = throttle
         self._user_of = user_of
         self._lock = threading.Lock()
         self._users: dict[str, Submits] = {}
+
+    @property
+    def mechanisms(self) -> frozenset[str]:
+        return self.logins.mechanisms
 
     def admit(self, session_id: str, peer: Peer) -> DirectPass:
         return DirectPass(self, session_id, peer)
@@ -52,23 +54,21 @@ class DirectPass:
         self._gate = gate
         self._id = session_id
         self._origin = Origin(peer.address, peer.local_address)
-        self._challenge = b""
+        self._challenge: Challenge | None = None
         self._login = ""
 
-    def challenge(self) -> bytes:
-        self._challenge = self._gate.logins.challenge()
-        return self._challenge
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
+        self._challenge = self._gate.logins.challenge(mechanism, opening)
+        return self._challenge.text if self._challenge is not None else b""
 
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
-        if isinstance(credentials, CramMd5):
-            challenge, self._challenge = self._challenge, b""
-            if not challenge:
-                return Verdict.REJECTED
-            credentials = dataclasses.replace(credentials, challenge=challenge)
-        verdict, _ = self._gate.logins.judge(self._id, mechanism, credentials, self._origin)
-        if verdict is Verdict.ACCEPTED:
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
+        challenge, self._challenge = self._challenge, None
+        judgement, _ = self._gate.logins.judge(
+            self._id, mechanism, credentials, self._origin, challenge
+        )
+        if judgement.verdict is Verdict.ACCEPTED:
             self._login = credentials.user
-        return verdict
+        return judgement
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:

@@ -16,8 +16,10 @@ from tofmipd.auth.credentials import (
     Certificate,
     CramMd5,
     Credentials,
+    Judgement,
     Origin,
     Password,
+    Scram,
     Verdict,
 )
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -202,7 +204,7 @@ class Reader:
             raise BadFrame("octets behind the end")
 
 
-def _packed(*texts: str | bytes) -> bytes:
+def packed(*texts: str | bytes) -> bytes:
     """Fields with their lengths in front.  Raises ValueError for one of more than 65535 octets."""
     parts: list[bytes] = []
     for text in texts:
@@ -216,8 +218,10 @@ def _packed(*texts: str | bytes) -> bytes:
 # Between the server and auth.
 
 _REQUEST = struct.Struct("!BQB")
-_PASSWORD, _CRAM_MD5, _CERTIFICATE = range(3)
-_VERDICT = struct.Struct("!B")
+_PASSWORD, _CRAM_MD5, _CERTIFICATE, _SCRAM = range(4)
+# The verdict; how late it may be told, and how long the client has to wait, in milliseconds.
+_VERDICT = struct.Struct("!BII")
+_WAIT_LIMIT_SECONDS = 1_000_000
 _VERDICTS = (Verdict.ACCEPTED, Verdict.REJECTED, Verdict.UNAVAILABLE)
 
 
@@ -232,13 +236,24 @@ class Login:
     origin: Origin
 
 
-def encode_challenge(session: int) -> bytes:
-    return _REQUEST.pack(Kind.CHALLENGE, session, 0)
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A challenge that auth is to make; ``message`` is what the client has begun with."""
+
+    session: int
+    mechanism: str
+    message: bytes
+
+
+def encode_opening(opening: Opening) -> bytes:
+    """Raises ValueError for a message that is far too long."""
+    head = _REQUEST.pack(Kind.CHALLENGE, opening.session, 0)
+    return head + packed(opening.mechanism, opening.message)
 
 
 def encode_login(login: Login) -> bytes:
     """Raises ValueError for a name or password that is far too long."""
-    credentials = login.credentials
+    credentials, binding = login.credentials, b""
     match credentials:
         case Password(password=secret):
             form = _PASSWORD
@@ -246,27 +261,31 @@ def encode_login(login: Login) -> bytes:
             form = _CRAM_MD5
         case Certificate(der=secret):
             form = _CERTIFICATE
-    return _REQUEST.pack(Kind.VERIFY, login.session, form) + _packed(
+        case Scram(final=secret, binding=binding):
+            form = _SCRAM
+    return _REQUEST.pack(Kind.VERIFY, login.session, form) + packed(
         login.session_id,
         login.mechanism,
         credentials.user,
         secret,
+        binding,
         login.origin.address,
         login.origin.local_address,
     )
 
 
-def decode_auth_request(octets: bytes) -> Login | int:
-    """A login, or the number of the session that wants a challenge."""
+def decode_auth_request(octets: bytes) -> Login | Opening:
+    """A login, or a challenge that is to be made for one."""
     reader = Reader(octets)
     kind, session, form = reader.unpack(_REQUEST)
     if kind == Kind.CHALLENGE and not form:
+        opening = Opening(session, reader.text(40), reader.octets(0xFFFF))
         reader.end()
-        return session
-    if kind != Kind.VERIFY or form > _CERTIFICATE:
+        return opening
+    if kind != Kind.VERIFY or form > _SCRAM:
         raise BadFrame(f"kind {kind} is not for auth")
     session_id, mechanism = reader.text(40), reader.text(40)
-    user, secret = _user(reader), reader.octets(0xFFFF)
+    user, secret, binding = _user(reader), reader.octets(0xFFFF), reader.octets(64)
     origin = Origin(reader.text(80), reader.text(80))
     reader.end()
     credentials: Credentials = Password(user, secret)
@@ -274,6 +293,8 @@ def decode_auth_request(octets: bytes) -> Login | int:
         credentials = CramMd5(user, secret)
     elif form == _CERTIFICATE:
         credentials = Certificate(user, secret)
+    elif form == _SCRAM:
+        credentials = Scram(user, secret, binding)
     return Login(session, session_id, mechanism, credentials, origin)
 
 
@@ -282,19 +303,24 @@ def _user(reader: Reader) -> str:
     return reader.octets(0xFFFF).decode("utf-8", "replace")
 
 
-def encode_verdict(verdict: Verdict, account: str = "") -> bytes:
+def encode_judgement(judgement: Judgement, account: str = "") -> bytes:
     """``account`` is the one that an accepted login stands for."""
-    return _VERDICT.pack(_VERDICTS.index(verdict)) + _packed(account)
+    times = (
+        int(min(seconds, _WAIT_LIMIT_SECONDS) * 1000)
+        for seconds in (judgement.delay, judgement.wait)
+    )
+    head = _VERDICT.pack(_VERDICTS.index(judgement.verdict), *times)
+    return head + packed(account, judgement.answer)
 
 
-def decode_verdict(octets: bytes) -> tuple[Verdict, str]:
+def decode_judgement(octets: bytes) -> tuple[Judgement, str]:
     reader = Reader(octets)
-    (number,) = reader.unpack(_VERDICT)
-    account = reader.text(0xFFFF)
+    number, delay, wait = reader.unpack(_VERDICT)
+    account, answer = reader.text(0xFFFF), reader.octets(1024)
     reader.end()
     if number >= len(_VERDICTS):
         raise BadFrame("no verdict")
-    return _VERDICTS[number], account
+    return Judgement(_VERDICTS[number], answer, delay / 1000, wait / 1000), account
 
 
 # Between the server and a worker.
@@ -355,7 +381,7 @@ def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
         peer.loopback,
         peer.port,
         len(envelope.recipients),
-    ) + _packed(
+    ) + packed(
         session_id,
         envelope.helo,
         envelope.protocol,
@@ -426,7 +452,7 @@ def encode_lines(lines: list[LogLine]) -> bytes:
 def encode_answer(reply: Reply, lines: list[LogLine]) -> bytes:
     """The reply for the client, which has one line here, and lines for the log."""
     text = " ".join(reply.lines)[:_REPLY_CHARACTERS]
-    return _answer(Kind.ANSWER, reply.code, 1, _packed(reply.detail, text), lines)
+    return _answer(Kind.ANSWER, reply.code, 1, packed(reply.detail, text), lines)
 
 
 def _answer(kind: Kind, code: int, texts: int, body: bytes, lines: list[LogLine]) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tofmipd.auth.files import without_waiting
-from tofmipd.auth.sources import chain_of
+from tofmipd.auth.sources import attempted, chain_of
 from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep import attempts
 from tofmipd.privsep.accounts import NoAccount
 from tofmipd.privsep.direct import DirectGate
 from tofmipd.privsep.identity import Identity
@@ -19,12 +20,19 @@ def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = No
     """All logins stand for the person who runs the process.
 
     With a configuration directory each login has a configuration of its own there; with a script
-    for virtual users each has a home of its own.  Raises PasswordFileError.
+    for virtual users each has a home of its own.
+
+    The caller has one thread where attempts are to be made for a source.  Raises
+    SourceFileError.
     """
     person = settings.person
-    chain = chain_of(settings, person.uid, without_waiting)
+    specs = attempted(settings)
+    helper = attempts.start(specs) if specs else None
+    chain = chain_of(settings, person.uid, without_waiting, helper)
     place = house(settings, pool, observer)
-    logins = Logins(chain, settings.host_name, lambda login: _identity(settings, login))
+    logins = Logins(
+        chain, settings.host_name, lambda login: _identity(settings, login), settings.limits
+    )
     return DirectGate(
         logins,
         lambda login: user_of(

@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tofmipd.auth.credentials import Credentials, Origin, Verdict
+from tofmipd.auth.credentials import Credentials, Judgement, Origin, Verdict
 from tofmipd.content import Content, memory_file
 from tofmipd.privsep import frames
 from tofmipd.privsep.authchannels import AuthChannels
-from tofmipd.privsep.authserver import take_log
+from tofmipd.privsep.authserver import NO_CHALLENGE, take_log
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine, Refusal, Submission
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import KeyFiles
+from tofmipd.privsep.offer import Offer
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -78,19 +79,19 @@ class _Idle:
 class RemoteGate:
     """The server's way to all that it has no rights for.  See gate.Gate.
 
-    ``mechanisms`` are those that all sources can serve; ``auth_limit`` is in seconds.
+    ``offer`` tells the mechanisms that all sources can serve; ``auth_limit`` is in seconds.
     ``new_keys`` is given the files that the monitor has opened.
     """
 
     def __init__(
         self,
         control: Channel,
-        mechanisms: frozenset[str],
+        offer: Offer,
         auth_limit: float,
         throttle: Throttle | None = None,
         new_keys: Callable[[Mapping[str, bytes | OSError]], None] | None = None,
     ) -> None:
-        self.mechanisms = mechanisms
+        self._offer = offer
         self.auth = AuthChannels(auth_limit)
         self.throttle = throttle
         self._control = control
@@ -102,6 +103,10 @@ class RemoteGate:
         self._idle: dict[Identity, _Idle] = {}
         self._swept = time.monotonic()
         self._ended: list[int] = []
+
+    @property
+    def mechanisms(self) -> frozenset[str]:
+        return self._offer.mechanisms
 
     def admit(self, session_id: str, peer: Peer) -> RemotePass:
         return RemotePass(self, session_id, peer)
@@ -289,25 +294,27 @@ class RemotePass:
         self._login = ""
         self._whose = Identity("", "")
 
-    def challenge(self) -> bytes:
+    def challenge(self, mechanism: str, opening: bytes) -> bytes:
         try:
-            return self._gate.auth.ask(frames.encode_challenge(self._number))
+            request = frames.encode_opening(frames.Opening(self._number, mechanism, opening))
+            answer = self._gate.auth.ask(request)
         except (Gone, OSError, BadFrame) as error:
             log.error("s=%s auth does not answer: %s", self._id, error)
             return b""
+        return b"" if answer == NO_CHALLENGE else answer
 
-    def verify(self, credentials: Credentials, mechanism: str) -> Verdict:
+    def verify(self, credentials: Credentials, mechanism: str) -> Judgement:
         login = frames.Login(self._number, self._id, mechanism, credentials, self._origin)
         try:
             request = frames.encode_login(login)
-            verdict, account = frames.decode_verdict(self._gate.auth.ask(request))
+            judgement, account = frames.decode_judgement(self._gate.auth.ask(request))
         except (Gone, OSError, BadFrame) as error:
             log.error("s=%s auth does not answer: %s", self._id, error)
-            return Verdict.UNAVAILABLE
-        if verdict is Verdict.ACCEPTED:
+            return Judgement(Verdict.UNAVAILABLE)
+        if judgement.verdict is Verdict.ACCEPTED:
             self._login = credentials.user
             self._whose = Identity(account, self._login)
-        return verdict
+        return judgement
 
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
@@ -396,9 +403,14 @@ class RemotePass:
         return _STUCK
 
     def _log(self, lines: list[LogLine]) -> None:
-        """A worker's lines, each under the name of this session whatever it claims."""
+        """A worker's lines, each under the name of this session whatever it claims.
+
+        None looks like a line about a login: programs act on these (row BX-5).
+        """
         for level, text in lines:
             text = printable(text, _LINE_OCTETS).removeprefix(f"s={self._id} ")
+            if text.startswith("auth "):
+                text = f"worker: {text}"
             log.log(level if level in _LEVELS else logging.INFO, "s=%s %s", self._id, text)
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ class Encryption:
 
     ``at_once``: it came first on the connection (RFC 8314), not by STARTTLS.  ``certificate``
     is the client's, as DER, b"" for none that could be verified; ``names`` are whom it names.
+    ``binding`` are the octets of the channel binding "tls-exporter" (RFC 9266), b"" for none.
     """
 
     version: str
@@ -34,6 +35,7 @@ class Encryption:
     at_once: bool = False
     certificate: bytes = b""
     names: tuple[str, ...] = ()
+    binding: bytes = field(default=b"", repr=False)
 
     def __str__(self) -> str:
         how = "SMTP over TLS" if self.at_once else "STARTTLS"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tofmipd.smtp.reply import Reply
 
 OK = Reply(250, "0.0", ("Ok",))
@@ -121,6 +123,12 @@ def unknown_parameter(name: str) -> Reply:
 def chunk_taken(octets: int) -> Reply:
     """RFC 3030 section 2."""
     return Reply(250, "0.0", (f"{octets} octets received",))
+
+
+def must_wait(seconds: float) -> Reply:
+    """Too many logins of the client's address have failed, or of this user there."""
+    text = f"Too many failed logins from your address, try again in {math.ceil(seconds)} seconds"
+    return Reply(421, "7.0", (text,), closes=True)
 
 
 def prompt(challenge: str) -> Reply:

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tofmipd.auth.credentials import Credentials, Password, Verdict
+from tofmipd.auth.credentials import MALFORMED, Credentials, Judgement, Verdict
 from tofmipd.smtp import dsn, replies, sasl, syntax
 from tofmipd.smtp.envelope import Encryption, Envelope, Peer
 from tofmipd.smtp.reply import BadCommand, Reply, printable
-from tofmipd.smtp.sasl import BadExchange, Exchange, Start
+from tofmipd.smtp.sasl import BadExchange, Exchange, Opening, Start
 
 # RFC 5321 section 4.5.3.1.4, without CRLF.  Parameters of MAIL and RCPT come on top of it.
 _PLAIN_COMMAND_LIMIT_OCTETS = 510
@@ -33,7 +33,13 @@ _OTHER_PROTOCOLS = frozenset({"GET", "POST", "HEAD", "PUT", "OPTIONS", "CONNECT"
 
 @dataclass(frozen=True, slots=True)
 class MakeChallenge:
-    """Ask whoever will check the login for a fresh challenge; bring it to ``challenged``."""
+    """Ask whoever will check the login for a fresh challenge; bring it to ``challenged``.
+
+    ``opening`` is the client's first message, b"" where the server begins.
+    """
+
+    mechanism: str = ""
+    opening: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +138,12 @@ class Session:
         self._envelope: Envelope | None = None
         self._chunk = _NO_CHUNK
         self._exchange: Exchange | None = None
+        # One whose challenge is being made.
+        self._asking: Exchange | None = None
         self._mechanism = ""
         self._user = ""
+        # The credentials were right; the client has not yet said that it trusts this end, too.
+        self._proved = False
         # An AUTH command has not led to a login, and no other command has come since.
         self._auth_open = False
         self._errors = 0
@@ -176,9 +186,9 @@ class Session:
         self._end_transaction()
         self._helo, self._extended, self._auth_open = "", False, False
         allowed = {*self.policy.mechanisms, *self.policy.withheld}
-        if not encryption.names:
-            allowed.discard("EXTERNAL")
-        self._mechanisms = tuple(name for name in sasl.MECHANISMS if name in allowed)
+        self._mechanisms = tuple(
+            name for name in sasl.MECHANISMS if name in allowed and sasl.possible(name, encryption)
+        )
         self._withheld = ()
 
     def greeting(self) -> Reply:
@@ -442,26 +452,27 @@ class Session:
         mechanism = sasl.MECHANISMS[name]
         if len(words) > 2:
             return replies.AUTH_SYNTAX
-        if mechanism.needs_challenge and len(words) > 1:
+        if mechanism.server_first and len(words) > 1:
             return replies.AUTH_SERVER_FIRST
-        self._mechanism = name
-        if mechanism.needs_challenge:
-            return MakeChallenge()
-        return self._begin(b"", words[1] if len(words) > 1 else None)
+        self._mechanism, self._proved = name, False
+        exchange = mechanism.begin(Start(self._encryption, self._mechanisms))
+        prompt = self._prompt(exchange, next(exchange))
+        return self._response(words[1]) if len(words) > 1 else prompt
 
     def challenged(self, challenge: bytes) -> Step:
         """The challenge that was asked for, b"" if there can be none now."""
-        if not challenge:
+        exchange, self._asking = self._asking, None
+        if exchange is None or not challenge:
             return replies.AUTH_TEMPORARY
-        return self._begin(challenge, None)
+        return self._prompt(exchange, exchange.send(challenge))
 
-    def _begin(self, challenge: bytes, initial: str | None) -> Step:
-        exchange = sasl.MECHANISMS[self._mechanism].begin(Start(challenge, self._encryption))
-        prompt = next(exchange)
+    def _prompt(self, exchange: Exchange, said: bytes | Opening) -> Step:
+        """The exchange goes on: with the client, or first with whoever makes challenges."""
+        if isinstance(said, Opening):
+            self._asking = exchange
+            return MakeChallenge(self._mechanism, said.message)
         self._exchange = exchange
-        if initial is not None:
-            return self._response(initial)
-        return replies.prompt(sasl.encode(prompt))
+        return replies.prompt(sasl.encode(said))
 
     def _response(self, text: str) -> Step:
         """The client's response in an AUTH exchange."""
@@ -470,33 +481,43 @@ class Session:
             return replies.AUTH_CANCELLED
         try:
             # curl says "=" for nothing here, too, where RFC 4954 wants an empty line.
-            prompt = exchange.send(sasl.decode("" if text == "=" else text))
+            return self._prompt(exchange, exchange.send(sasl.decode("" if text == "=" else text)))
         except ValueError:
             return replies.AUTH_MALFORMED
         except BadExchange:
+            if self._proved:
+                return replies.AUTH_MALFORMED
             # Nobody can log in with these; asking makes it a failed login like any other.
-            return self._verify(Password("", b""))
+            return self._verify(MALFORMED)
         except StopIteration as end:
-            return self._verify(end.value)
-        self._exchange = exchange
-        return replies.prompt(sasl.encode(prompt))
+            return self._logged_in() if end.value is None else self._verify(end.value)
 
     def _verify(self, credentials: Credentials) -> Step:
-        self._user = credentials.user
+        self._user, self._proved = credentials.user, False
         return Verify(credentials, self._mechanism)
 
-    def judged(self, verdict: Verdict) -> Step:
-        """The verdict on the credentials that were handed out last."""
+    def judged(self, judgement: Judgement) -> Step:
+        """What was found of the credentials that were handed out last."""
+        verdict = judgement.verdict
         if verdict is Verdict.ACCEPTED:
-            self.login = self._user
-            self._auth_open = False
-            return replies.AUTH_ACCEPTED
+            if not judgement.answer:
+                return self._logged_in()
+            self._proved = True
+            exchange = sasl.confirmation(judgement.answer)
+            return self._prompt(exchange, next(exchange))
+        if judgement.wait > 0:
+            return replies.must_wait(judgement.wait)
         if verdict is Verdict.UNAVAILABLE:
             return replies.AUTH_TEMPORARY
         self._auth_failures += 1
         if self._auth_failures >= self.policy.max_auth_failures:
             return replies.TOO_MANY_FAILURES
         return replies.AUTH_REJECTED
+
+    def _logged_in(self) -> Step:
+        self.login = self._user
+        self._auth_open = False
+        return replies.AUTH_ACCEPTED
 
 
 def _words(line: str) -> tuple[str, str, str]:

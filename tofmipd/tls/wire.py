@@ -18,6 +18,9 @@ from tofmipd.wire import Wire
 
 # The most that one record holds.
 _RECORD_OCTETS = 16384
+# RFC 9266 section 4.1.
+_EXPORTER_LABEL = b"EXPORTER-Channel-Binding"
+_EXPORTER_OCTETS = 32
 # One thread computes all handshakes: each thread that has done so keeps some 35 KiB for good (a
 # deep stack, random generators, freed memory of its own), and a session lasts.  It never waits for
 # a client.
@@ -132,7 +135,12 @@ def encryptor(contexts: Contexts) -> Callable[[Wire, float, bool], tuple[Wire, E
 def _encryption(connection: SSL.Connection, at_once: bool) -> Encryption:
     certificate = connection.get_peer_certificate()
     version, cipher = connection.get_protocol_version_name(), connection.get_cipher_name()
-    encryption = Encryption(version, cipher or "unknown", at_once)
+    binding = b""
+    if version == "TLSv1.3":
+        # With TLS 1.2 it would bind only where both ends use the extended master secret (RFC 9266
+        # section 3), which the library does not tell.
+        binding = connection.export_keying_material(_EXPORTER_LABEL, _EXPORTER_OCTETS, b"")
+    encryption = Encryption(version, cipher or "unknown", at_once, binding=binding)
     if certificate is None:
         return encryption
     return dataclasses.replace(
