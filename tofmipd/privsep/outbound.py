@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tofmipd.content import Content, as_local_text
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
@@ -22,6 +22,7 @@ from tofmipd.privsep.submission import (
     HEADER_LIMIT_OCTETS,
     SessionStamps,
     Stamps,
+    author_fields,
     parsed_header,
 )
 from tofmipd.settings import NextHopLimits
@@ -36,6 +37,9 @@ from tofmipd.tmda.inject import Message, Outside, Report, Stamp, Tagged, tag_mes
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
 from tofmipd.tmda.values import split_smtphost
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.senders import SenderRules
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,8 @@ class House:
 
     ``pass_through`` is a sendmail program for users without a configuration, "" for none.
     ``note`` puts one line on the log, at INFO: that of every recipient of every message.
-    ``script_timeout`` is in seconds, for a command of a filter.
+    ``script_timeout`` is in seconds, for a command of a filter.  ``senders`` says whose addresses
+    a login may use, None for everybody's.
     """
 
     host_name: str
@@ -82,6 +87,7 @@ class House:
     note: Callable[[str], None] = _note
     script_timeout: float = 30
     pass_eight_bit: bool = False
+    senders: SenderRules | None = None
 
 
 class _Job(NamedTuple):
@@ -133,14 +139,30 @@ class Outbound:
         except MissingConfig:
             if not self._house.pass_through:
                 raise
-            return self._pass_through(envelope, content, session_id)
+            fields, whole = author_fields(content)
+            refusal = self._sender_refusal(envelope.sender, fields, "-", session_id)
+            if refusal is None and self._house.senders is not None and not whole:
+                refusal = replies.HEADER_TOO_BIG
+            return refusal or self._pass_through(envelope, content, session_id)
         fields, body_start = parsed_header(content)
+        delimiter = profile.config.recipient_delimiter
+        refusal = self._sender_refusal(envelope.sender, fields, delimiter, session_id)
+        if refusal is not None:
+            return refusal
         if body_start > HEADER_LIMIT_OCTETS:
             return replies.HEADER_TOO_BIG
         if sum(one.name == b"received" for one in fields) > HOP_LIMIT:
             return replies.TOO_MANY_HOPS
         job = _Job(envelope, content, session_id, fields, body_start)
         return self._tag_and_hand_over(job, profile)
+
+    def _sender_refusal(
+        self, sender: str, fields: list[Field], delimiter: str, session_id: str
+    ) -> Reply | None:
+        rules = self._house.senders
+        if rules is None:
+            return None
+        return rules.refusal(self._owner.login, sender, fields, delimiter, session_id)
 
     def _tag_and_hand_over(self, job: _Job, profile: Profile) -> Reply:
         """Raises UserFileError, MessageError."""
@@ -157,6 +179,13 @@ class Outbound:
                 raise
             profile = again
             tagged = self._tag(job, profile, stamp)
+        # A filter, X-TMDA or the configuration may have put another address there.
+        delimiter = profile.config.recipient_delimiter
+        for one in tagged:
+            sender = one.sender.decode("utf-8", "replace")
+            refusal = self._sender_refusal(sender, one.fields, delimiter, job.session_id)
+            if refusal is not None:
+                return refusal
         self._errands.append_recipients(tagged, profile)
         return self._hand_over(tagged, job, profile, stamp)
 

@@ -26,6 +26,9 @@ HEADER_LIMIT_OCTETS = 1 << 20
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._:\[\]-]")
 _NOT_IN_A_COMMENT = re.compile(r"[^A-Za-z0-9._, -]")
 _NAME_LIMIT = 255
+_AUTHORS = re.compile(
+    rb"^((?:resent-)?from)[ \t]*:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*", re.IGNORECASE | re.MULTILINE
+)
 # RFC 3848, RFC 6531 section 3.7.3.
 _PROTOCOLS = frozenset(
     ("SMTP", *(a + b for a in ("ESMTP", "UTF8SMTP") for b in ("", "A", "S", "SA")))
@@ -52,6 +55,19 @@ def parsed_header(content: Content) -> tuple[list[Field], int]:
     for _ in range(text.count(b"\r\n", 0, start)):
         body_start = wire.index(b"\r\n", body_start) + 2
     return fields, body_start
+
+
+def author_fields(content: Content) -> tuple[list[Field], bool]:
+    """The fields with authors that anybody may find who gets the message as it is, and whether
+    all of its header has been looked at.
+
+    A line that is no field ends the header for some programs; others drop it and read on.
+    """
+    wire = content.head(HEADER_LIMIT_OCTETS + 1)
+    end = 0 if wire.startswith(b"\r\n") else wire.find(b"\r\n\r\n")
+    whole = end >= 0 or len(wire) <= HEADER_LIMIT_OCTETS
+    text = unstuffed(wire if end < 0 else wire[: end + 2])
+    return [Field(match[1].lower(), match[0]) for match in _AUTHORS.finditer(text)], whole
 
 
 def received_value(

@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tofmipd.content import Content
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.outbound import House, Observer, Outbound, Owner
 from tofmipd.privsep.virtualdomains import HomeScript, NoHome
-from tofmipd.settings import Settings
+from tofmipd.settings import GlobalMode, Settings
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.userfiles import UserFiles
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.senders import SenderRules
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,22 @@ def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> H
         settings.scripts.pass_through,
         script_timeout=settings.programs.script_timeout,
         pass_eight_bit=settings.pass_eight_bit,
+        senders=_sender_rules(settings),
     )
+
+
+def _sender_rules(settings: Settings) -> SenderRules | None:
+    if settings.sender_check.mode == "off":
+        return None
+    # Most of it is tables of Unicode, which a personal daemon has no use for.
+    from tofmipd.privsep.senders import SenderRules
+
+    if settings.global_mode is not None:
+        return SenderRules.of(settings.sender_check, settings.global_mode.min_uid)
+    # A personal daemon's logins all stand for the person.
+    person = settings.person
+    names = (person.name.lower(),)
+    return SenderRules.of(settings.sender_check, GlobalMode().min_uid, person.uid, names)
 
 
 def home_script(settings: Settings) -> HomeScript | None:
