@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tofmipd.privsep.errands import Errands
+from tofmipd.privsep.senders import parse_senders
 from tofmipd.tmda import header
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.inject import Message, Outside, Stamp, tag_message
@@ -77,3 +78,31 @@ def test_who_gets_the_plain_address_by_x_tmda_keeps_it(files, tmp_path):
 def test_answers_to_a_list_do_not_come_twice(files):
     (copy,) = tag(files, "talk@lists.example.net", b"To: talk@lists.example.net\r\n")
     assert b"Mail-Followup-To: talk@lists.example.net\r\n" in copy.header
+
+
+@pytest.mark.parametrize(
+    ("login", "address", "allowed"),
+    [
+        ("bobby", "any@bobby.example", True),
+        ("bobby", "any@a.bobby.example", False),
+        ("bobby", "sales@example.org", True),
+        ("bobby", "chloe@example.org", True),
+        ("chloe", "any@club.example", True),
+        ("chloe", "any@a.club.example", True),
+        ("chloe", "news@example.org", True),
+        ("chloe", "sales@example.org", False),
+        ("anna@example.com", "info@example.com", True),
+    ],
+)
+def test_the_example_of_senders_allows_what_its_comments_say(login, address, allowed, caplog):
+    patterns = parse_senders("senders", (ETC / "senders").read_bytes())[login]
+    assert (patterns.first(address.encode()) is not None) == allowed
+    assert caplog.messages == []
+
+
+def test_each_example_is_named_in_the_list_of_them():
+    named = {line.split()[0] for line in (ETC / "README").read_text().splitlines()[2:]}
+    for path in (path for path in ETC.rglob("*") if path.is_file() and path.name != "README"):
+        parents = {f"{parent}/" for parent in path.relative_to(ETC).parents}
+        assert named & {str(path.relative_to(ETC)), *parents}, path
+    assert all((ETC / name).exists() for name in named)
