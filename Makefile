@@ -5,6 +5,8 @@ PORT ?= 8025
 # How long `make fuzz` runs each target, and which: all of them if none is named.
 SECONDS ?= 60
 TARGET ?=
+# How many processes `make test` spreads the tests over.  More than processors, for many tests wait.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -34,7 +36,9 @@ run: $(VENV)/.package
 	@trap : INT; $(BIN)/tofmipd demo --directory .demo --port $(PORT)
 
 test: $(VENV)/.tools peers
-	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin" $(BIN)/python -m pytest
+	@$(BIN)/python -m compileall -q tofmipd
+	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin" $(BIN)/python -m pytest \
+	    --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.tools
 	@$(BIN)/python -m pytest --ignore=tests/system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -50,3 +51,27 @@ def _umask_as_it_was():
     os.umask(old)
     yield
     os.umask(old)
+
+
+def pytest_collection_finish() -> None:
+    """What has been collected stays, so nobody looks at it again: neither this process in search of
+    garbage, nor a forked one, which would get a copy of its own."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> object:
+    """What a test has logged need not be UTF-8; what goes from one process to another must be."""
+    return _as_text((yield))
+
+
+def _as_text(value: object) -> object:
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {key: _as_text(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return type(value)(map(_as_text, value))
+    return value
