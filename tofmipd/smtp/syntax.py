@@ -14,12 +14,14 @@ BEYOND_ASCII = (
     r"\u3001-\ud7ff\ue000-\ufefe\uff00-\ufff8\U00010000-\U0010ffff"
 )
 NOT_IN_A_COMMAND = re.compile(rf"[^ -~{BEYOND_ASCII}]")
-_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{BEYOND_ASCII}-]+"
-_LOCAL = rf"(?:{_ATOM}(?:\.{_ATOM})*|\"(?:[ !#-\[\]-~{BEYOND_ASCII}]|\\[ -~])*\")"
+# Paths take all signs beyond ASCII and are searched for those that are none: with a set of them in
+# each place, this pattern would take a third of the time that a start of the program takes.
+_ATOM = r"[^\x00- \"(),.:;<>@\[-\]\x7f]+"
+_LOCAL = rf"(?:{_ATOM}(?:\.{_ATOM})*|\"(?:[^\x00-\x1f\"\\\x7f]|\\[ -~])*\")"
 # Those that could end the brackets, or open a quoted string, are in no literal that anybody has.
 _LITERAL = r"\[(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[A-Za-z][A-Za-z0-9-]*:[!#-;=?-Z^-~]+)\]"
-_NAME = rf"[A-Za-z0-9_{BEYOND_ASCII}]"
-_INSIDE = rf"(?:[A-Za-z0-9_{BEYOND_ASCII}-]|\.(?!\.))"
+_NAME = r"[^\x00-/:-@\[-^`{-\x7f]"
+_INSIDE = r"(?:[^\x00-,./:-@\[-^`{-\x7f]|\.(?!\.))"
 _DOMAIN = rf"(?:{_NAME}(?:{_INSIDE}*{_NAME})?\.?|{_LITERAL})"
 _ROUTE = rf"(?:@{_DOMAIN}(?:,@{_DOMAIN})*:)?"
 # A name without a domain is for the next hop to complete or to refuse.
@@ -67,7 +69,7 @@ def _split(argument: str, keyword: str, usage: Reply) -> tuple[str, str]:
 
 def _mailbox(path: str, bad: Reply) -> str:
     match = _PATH.fullmatch(path)
-    if match is None:
+    if match is None or NOT_IN_A_COMMAND.search(path):
         raise BadCommand(bad)
     return match[1] or match[2]
 
