@@ -123,9 +123,13 @@ class ScramClient:
         self.first = header + self._bare
         self.expected = b""
 
-    def final(self, challenge: bytes) -> bytes:
-        """The last message; ``expected`` is what a server says then that knows the password."""
-        nonce, salt, iterations = (part[2:] for part in challenge.split(b",")[:3])
+    def final(self, challenge: bytes, nonce: bytes = b"") -> bytes:
+        """The last message; ``expected`` is what a server says then that knows the password.
+
+        ``nonce`` is said in the place of the right one.
+        """
+        given, salt, iterations = (part[2:] for part in challenge.split(b",")[:3])
+        nonce = nonce or given
         salted = hashlib.pbkdf2_hmac(
             self._hash, self._password, base64.b64decode(salt), int(iterations)
         )

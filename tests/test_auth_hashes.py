@@ -200,6 +200,7 @@ SALT, DIGEST, SHA_1 = b64(b"salt"), b64(bytes(32)), base64.b64encode(bytes(20))
         (b"{SCRAM-SHA-1}0,%s,%s,%s" % (SALT, SHA_1, SHA_1), "parts of a wrong size"),
         (b"{SCRAM-SHA-1}4096,=,%s,%s" % (SHA_1, SHA_1), "parts of a wrong size"),
         (b"{SCRAM-SHA-1}4096,%s,%s,%s" % (SALT, DIGEST, SHA_1), "parts of a wrong size"),
+        (b"{SCRAM-SHA-1}4096,%s,%s,%s" % (SALT, SHA_1, DIGEST), "parts of a wrong size"),
         (b"{SCRAM-SHA-256}4096,%s,%s,%s" % (SALT, SHA_1, SHA_1), "parts of a wrong size"),
         (b"{SCRAM-SHA-1}4096,%s,A,%s" % (SALT, SHA_1), "not base64"),
         # crypt

@@ -654,7 +654,9 @@ def _elsewhere(monkeypatch):
     monkeypatch.setattr("tofmipd.auth.dialogue.is_near", lambda address: False)
 
 
-def starting_tls(context: ssl.SSLContext, inner: Script, seen: list[bytes]) -> Script:
+def starting_tls(
+    context: ssl.SSLContext, inner: Script, seen: list[bytes], injected: bytes = b""
+) -> Script:
     """Take STARTTLS, and go on as ``inner`` does behind its greeting."""
 
     def silent(peer: Peer) -> None:
@@ -666,7 +668,7 @@ def starting_tls(context: ssl.SSLContext, inner: Script, seen: list[bytes]) -> S
         peer.say(GREETING.replace(b"IMAP4rev1", b"IMAP4rev1 STARTTLS LOGINDISABLED"))
         command = peer.line()
         seen.append(command.partition(b" ")[2])
-        peer.say(b"* OK yes\r\n" + command.partition(b" ")[0] + b" OK go\r\n")
+        peer.say(b"* OK yes\r\n" + command.partition(b" ")[0] + b" OK go\r\n" + injected)
         within_tls(context, silent)(peer)
 
     return script
@@ -708,6 +710,17 @@ def test_one_who_takes_no_starttls_or_says_more_gets_no_password(answer):
         assert asking(server).check(BOBBY) is MAYBE
     assert seen[0].endswith(b" STARTTLS\r\n")
     assert b"FooBar" not in b"".join(seen)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("injected", [b"* OK\r\n", b"+ go on\r\n", b"x"])
+def test_what_was_said_before_the_handshake_is_no_answer_after_it(tmp_path, injected):
+    context, certificate = server_context(tmp_path)
+    script = starting_tls(context, understanding({b"bobby": b"FooBar"}), [], injected)
+    with serving(script) as server:
+        source = asking(server, tls=RemoteTls(certificate))
+        assert source.check(BOBBY) is MAYBE
+        assert source.check(Password("bobby", b"p\xe4ss")) is MAYBE
 
 
 @pytest.mark.usefixtures("_elsewhere")

@@ -49,10 +49,13 @@ class Clock:
 
     def fail(self, times: int, address=FAR, user="joe") -> None:
         """Fail so often, each time as soon as one may; for "*" with another name each time."""
-        while times:
+        for _ in range(10 * times):
+            if not times:
+                return
             result = self.attempt(address, f"user{times}" if user == "*" else user)
             times -= result >= 0
             self.now += max(-result, 0)
+        assert not times
 
 
 @pytest.fixture
@@ -246,7 +249,7 @@ def test_this_machine_is_not_locked_as_a_whole(clock, address):
 
 
 @pytest.mark.parametrize(
-    "address", ["128.0.0.1", "::2", "::ffff:12.7.0.1", "1127.0.0.1", "::127.0.0.1"]
+    "address", ["128.0.0.1", "::2", "::ffff:12.7.0.1", "1127.0.0.1", "::127.0.0.1", "1270::1"]
 )
 def test_other_addresses_are_not_this_machine(address):
     assert not is_loopback(address)

@@ -409,6 +409,14 @@ def test_a_password_may_be_typed_in_any_form(path, hashed, written, typed):
     assert source.check(Password("bobby", b"pass")) is NO
 
 
+@pytest.mark.parametrize("written", ["", "{PLAIN}", "\u00ad", "\u200b\u00ad"])
+def test_nobody_can_log_in_with_a_password_of_which_nothing_is_left(path, written):
+    source = password_file(path, f"bobby:{written}\nchloe:x\n")
+    for password in (b"", written.encode(), "\u00ad".encode()):
+        assert source.check(Password("bobby", password)) is NO
+    assert not source.verifier("bobby", "SCRAM-SHA-256")[1]
+
+
 def test_names_are_looked_up_in_one_form(path):
     source = password_file(path, "JO\u0308RG:one\n\uff22obby:two\n")
     assert source.check(Password(login_name("j\u00d6rg".encode()), b"one")) is YES

@@ -542,6 +542,18 @@ def test_one_who_takes_no_stls_or_says_more_gets_no_password(answer):
 
 
 @pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("injected", [b"+OK\r\n+OK\r\n", b"+OK in\r\n", b"+"])
+def test_what_was_said_before_the_handshake_is_no_answer_after_it(material, injected):
+    """Whoever is in between has put it behind the go-ahead: it would let anybody in."""
+    context, certificate = material
+    inner = silent_about_greeting(understanding({b"bobby": b"FooBar"}))
+    with serving(with_stls(context, inner, b"+OK go\r\n" + injected)) as server:
+        source = asking(server, tls=RemoteTls(certificate))
+        assert source.check(Password("bobby", b"wrong")) is MAYBE
+        assert source.check(BOBBY) is MAYBE
+
+
+@pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize("act", [stall, reset_at_close, lambda peer: peer.say(b"x" * 99)])
 def test_a_handshake_that_fails_is_unavailable_and_leaves_nothing_open(act, monkeypatch):
     # Records of the log that a test keeps have errors in them, and those have all else.

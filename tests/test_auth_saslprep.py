@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_bad_examples_of_the_rfc_are_refused(text):
         # after Unicode 3.2: unassigned there, so it stays what it is
         ("\U0001f600", "\U0001f600"),
         ("\u1e9e", "\u1e9e"),
+        ("\u2c7c", "\u2c7c"),
         # the other direction of writing, alone and at both ends
         ("\u0627", "\u0627"),
         ("\u06271\u0628", "\u06271\u0628"),
@@ -147,6 +149,16 @@ def test_a_password_is_prepared_where_it_can_be(password, prepared):
 )
 def test_a_login_name_is_prepared_and_in_lower_case(octets, name):
     assert login_name(octets) == name
+
+
+def test_the_tables_can_be_imported_before_they_cannot_be():
+    code = (
+        "import sys; from tofmipd.auth import saslprep; before = 'stringprep' in sys.modules;"
+        "saslprep.import_tables(); sys.path.clear(); sys.meta_path.clear();"
+        "print(before, saslprep.saslprep('I\\xadX'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False IX\n", "")
 
 
 def test_a_login_name_that_is_not_utf_8_is_refused():

@@ -258,6 +258,17 @@ def test_a_last_message_that_differs_anywhere_is_refused(old, new):
     assert exchange.finish(final, b"") is not None
 
 
+@pytest.mark.parametrize(
+    "nonce", [b"fyko+d2lbbFgONRv9qkxdawL", NONCE + b"x", b"fyko+d2lbbFgONRv9qkxdawLanother", b"x"]
+)
+def test_a_proof_over_another_nonce_is_refused(nonce):
+    """What was recorded of another exchange, whose nonce was chosen by somebody in between."""
+    client = ScramClient("SCRAM-SHA-1", b"user", b"pencil")
+    exchange = exchange_of("SCRAM-SHA-1", client.first)
+    assert exchange.finish(client.final(exchange.challenge, nonce), b"") is None
+    assert exchange.finish(client.final(exchange.challenge), b"") is not None
+
+
 @pytest.mark.parametrize("final", [b"", b",", b"c=biws", b"*", b"c=biws,r=x,p=", b"\0" * 9000])
 def test_what_is_no_last_message_is_refused(final):
     assert good_final()[0].finish(final, b"") is None

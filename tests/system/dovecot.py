@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fakes import make_certificate
-from running import HOST, usual_umask, wait_until
+from running import HOST, free_port, usual_umask, wait_until
 
 # Debian's place; it is not on the search path, and a package of its own.
 POP3 = "/usr/lib/dovecot/pop3-login"
@@ -122,7 +122,8 @@ def dovecot(
 
 
 def _start(base: Path, host: str, users: Mapping[str, str], *, encrypted: bool) -> Dovecot:
-    ports = _free_ports(host)
+    names = ("port", "tls_port", "pop3_port", "pop3s_port")
+    ports = {name: free_port(host) for name in names}
     certificate, key = make_certificate(base, host)
     account = pwd.getpwnam("dovecot")
     for name in ("state", "homes"):
@@ -155,17 +156,6 @@ def _start(base: Path, host: str, users: Mapping[str, str], *, encrypted: bool) 
 def _user_line(name: str, password: str) -> str:
     """Encoded, for a password may have a colon in it."""
     return f"{name}:{{PLAIN.b64}}{base64.b64encode(password.encode()).decode()}\n"
-
-
-def _free_ports(host: str) -> dict[str, int]:
-    """Ports of the address that nobody listens on just now."""
-    found = {}
-    with contextlib.ExitStack() as stack:
-        for name in ("port", "tls_port", "pop3_port", "pop3s_port"):
-            probe = stack.enter_context(socket.socket())
-            probe.bind((host, 0))
-            found[name] = probe.getsockname()[1]
-    return found
 
 
 def _greets(running: Dovecot) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import re
 import signal
 import socket
@@ -29,6 +30,8 @@ SIGNALS_OF_THE_C_LIBRARY = 3 << 31
 # How RFC 5322 dates look.
 DATE = r"[A-Z][a-z]{2}, [ 0-9]?[0-9] [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} [+-][0-9]{4}"
 _POLL_SECONDS = 0.01
+# Below those that systems choose, so that nobody else gets a port before who asked for it.
+_PORTS = iter(random.sample(range(10_000, 32_000), 22_000))
 
 Result = TypeVar("Result")
 
@@ -68,11 +71,13 @@ def host_name() -> str:
     return socket.gethostname() if name.partition(".")[0] == "localhost" else name
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     """A loopback port that nobody listens on just now; for those who cannot take port 0."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def greets(port: int, host: str = HOST) -> bool:

@@ -324,7 +324,7 @@ def test_a_configuration_that_never_ends_is_given_up_in_time(name, village, vill
         assert reply.result(10).startswith("451 4.3.5")
         assert SCRIPT_SECONDS <= time.monotonic() - begun < SCRIPT_SECONDS + 2
         assert max(others) < 1
-        wait_until(lambda: not processes_of(bobby.uid), "the end of what it has started", 2)
+        wait_until(lambda: not processes_of(bobby.uid), "the end of what it has started")
         bobby.configure(to_smtp(village_hop.port))
         assert send(talk, "second@example.net").startswith("250")
         assert daemon.says(f"took longer than {SCRIPT_SECONDS} s", "s=")
@@ -388,7 +388,7 @@ def test_a_fork_bomb_hurts_its_user_alone(name, village, village_hop, bobby):
         worker = worker_of(daemon, bobby)
         if worker is not None:
             os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not processes_of(bobby.uid), "the end of what it has started", 3)
+        wait_until(lambda: not processes_of(bobby.uid), "the end of what it has started")
         bobby.configure(to_smtp(village_hop.port))
         assert send(talk, "second@example.net").startswith("250")
     assert len(village_hop.for_recipient("second@example.net")) == 1
@@ -450,7 +450,7 @@ def test_a_configuration_that_does_itself_harm_does_none_to_others(name, village
             assert send(talk, HARMED).startswith(expected)
             assert send(talk, f"{number}@example.net").startswith("250")
             assert send(other).startswith("250")
-        assert len(children(daemon.pid, "worker")) == 2
+        wait_until(lambda: len(children(daemon.pid, "worker")) == 2, "the end of dead workers")
     harmed = village_hop.for_recipient(HARMED)
     assert len(village_hop.messages()) - len(harmed) == 6
     # One that has lost its descriptors can tell nobody how far it got before it was ended.

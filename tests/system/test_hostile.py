@@ -667,7 +667,7 @@ def test_who_is_too_slow_is_told_so_and_left_in_time(name, outcome):
     client = outcome.clients[name]
     assert client.seconds is not None, f"{name} is still there"
     assert client.said.decode().endswith(TIMEOUT + "\r\n")
-    assert client.seconds < QUICK + 1.5
+    assert client.seconds < QUICK + 3
     assert client.seconds > (0.9 if "drips" in name or "too-slow" in name else QUICK - 0.5)
 
 
@@ -675,7 +675,7 @@ def test_who_is_too_slow_is_told_so_and_left_in_time(name, outcome):
 def test_who_does_not_read_the_replies_is_left_in_time(name, outcome):
     seconds = outcome.seconds_by_the_log(name)
     assert seconds is not None, f"{name} is still there"
-    assert QUICK - 0.5 < seconds < 2 * QUICK + 1.5
+    assert QUICK - 0.5 < seconds < 3.5 * QUICK
 
 
 @pytest.mark.parametrize("name", PATIENT)

@@ -229,7 +229,7 @@ def test_mail_that_is_passed_on_unchanged_has_no_other_author_for_any_reader(
     """A program that is given it may drop a line that is no field, and read on."""
     bobby = village.people[0]
     (bobby.home.tmda / "config").unlink()
-    directory = village.directory / "sendmail"
+    directory = village.directory / "unchanged"
     with usual_umask():
         sendmail = make_sendmail(directory)
     sendmail.directory.chmod(0o777)

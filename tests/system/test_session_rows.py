@@ -33,7 +33,7 @@ def test_ehlo_lists_the_extensions(daemon):
         "SMTPUTF8",
         "CHUNKING",
         "DSN",
-        "AUTH PLAIN LOGIN CRAM-MD5",
+        "AUTH PLAIN LOGIN CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256",
         "ENHANCEDSTATUSCODES",
     ]
 
