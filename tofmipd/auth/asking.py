@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import logging
 import re
@@ -15,9 +16,9 @@ from tofmipd.auth.credentials import (
     Verdict,
     is_login_name,
 )
-from tofmipd.auth.dialogue import Deadline, NoVerdict
+from tofmipd.auth.dialogue import Deadline, NoVerdict, context_of
 from tofmipd.auth.ipmap import IpMap
-from tofmipd.auth.remote import BY_LOCAL_ADDRESS, RemoteServer
+from tofmipd.auth.remote import BY_LOCAL_ADDRESS, RemoteServer, RemoteTls
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _NOT_IN_PASSWORDS = re.compile(rb"[\r\n\0]")
 PASSWORD_LIMIT_OCTETS = 1000
 
 
-class Asking:
+class Asking(abc.ABC):
     """A source that asks somebody who may be slow, or not there.
 
     A verdict takes ``timeout_seconds`` at most, waiting for a place included: ``at_once``
@@ -58,10 +59,10 @@ class Asking:
         finally:
             self._places.release()
 
+    @abc.abstractmethod
     def ask(self, credentials: Password, origin: Origin, deadline: Deadline) -> Verdict:
         """The verdict of whoever is asked.  Raises NoVerdict, OSError, ValueError,
         RuntimeError."""
-        raise NotImplementedError
 
     def shown(self, origin: Origin) -> str:
         """Who is asked, for the log."""
@@ -69,15 +70,25 @@ class Asking:
 
 
 class AskingServer(Asking):
-    """One that asks a server on the network.  If the host is BY_LOCAL_ADDRESS, ``ipmap`` says
-    which."""
+    """One that asks a server on the network.
+
+    If the host is BY_LOCAL_ADDRESS, ``ipmap`` says which.  Raises OSError when the authorities of
+    ``tls`` cannot be loaded.
+    """
 
     def __init__(
-        self, server: RemoteServer, timeout_seconds: float, ipmap: IpMap | None, at_once: int
+        self,
+        server: RemoteServer,
+        timeout_seconds: float,
+        ipmap: IpMap | None = None,
+        tls: RemoteTls = RemoteTls(),
+        at_once: int = 16,
     ) -> None:
         super().__init__(timeout_seconds, at_once)
         self._server = server
         self._ipmap = ipmap
+        self._context = context_of(tls)
+        self._demanded = tls.demanded
 
     def shown(self, origin: Origin) -> str:
         return str(self.server_for(origin))

@@ -8,9 +8,8 @@ import secrets
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect, context_of
-from tofmipd.auth.ipmap import IpMap
-from tofmipd.auth.remote import ENCRYPTED, RemoteServer, RemoteTls
+from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect
+from tofmipd.auth.remote import ENCRYPTED
 
 _QUOTABLE = re.compile(rb"[ -~]*")
 _GREETING = re.compile(rb"\* OK(?: .*)?", re.IGNORECASE | re.DOTALL)
@@ -23,25 +22,9 @@ _TROUBLE_CODES = frozenset({"UNAVAILABLE", "PRIVACYREQUIRED", "SERVERBUG", "LIMI
 
 
 class ImapSource(AskingServer):
-    """Judges logins by LOGIN at an IMAP server (RFC 9051 section 6.2.3).
-
-    ``timeout_seconds`` is for a whole attempt.  If the host is BY_LOCAL_ADDRESS, ``ipmap``
-    says which server to ask.  Raises OSError when the authorities of ``tls`` cannot be loaded.
-    """
+    """Judges logins by LOGIN at an IMAP server (RFC 9051 section 6.2.3); see AskingServer."""
 
     name = "imap"
-
-    def __init__(
-        self,
-        server: RemoteServer,
-        timeout_seconds: float,
-        ipmap: IpMap | None = None,
-        tls: RemoteTls = RemoteTls(),
-        at_once: int = 16,
-    ) -> None:
-        super().__init__(server, timeout_seconds, ipmap, at_once)
-        self._context = context_of(tls)
-        self._demanded = tls.demanded
 
     def ask(self, credentials: Password, origin: Origin, deadline: Deadline) -> Verdict:
         server = self.server_for(origin)

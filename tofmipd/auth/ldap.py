@@ -16,7 +16,7 @@ from pyasn1.error import PyAsn1Error
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, context_of, is_near, look_up, shake_hands
+from tofmipd.auth.dialogue import Deadline, NoVerdict, is_near, look_up, shake_hands
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.remote import ENCRYPTED, RemoteServer, RemoteTls
 
@@ -34,11 +34,8 @@ _REFERRAL = 10
 
 
 class LdapSource(AskingServer):
-    """Judges logins by binding to a directory as the user, whose name stands for ``%s``.
-
-    ``timeout_seconds`` is for a whole attempt.  If the host is BY_LOCAL_ADDRESS, ``ipmap``
-    says which server to ask.  Raises OSError when the authorities of ``tls`` cannot be loaded.
-    """
+    """Judges logins by binding to a directory as the user, whose name stands for ``%s``; see
+    AskingServer."""
 
     name = "ldap"
 
@@ -50,9 +47,7 @@ class LdapSource(AskingServer):
         tls: RemoteTls = RemoteTls(),
         at_once: int = 16,
     ) -> None:
-        super().__init__(server, timeout_seconds, ipmap, at_once)
-        self._context = context_of(tls)
-        self._demanded = tls.demanded
+        super().__init__(server, timeout_seconds, ipmap, tls, at_once)
         # What the library imports for the first connection may not be readable any more when
         # rights have been given up.
         _connection(ldap3.Server("127.0.0.1", get_info=ldap3.NONE), "cn=x", b"x", 1)

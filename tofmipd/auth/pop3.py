@@ -8,7 +8,7 @@ import re
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect, context_of
+from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.remote import ENCRYPTED, RemoteServer, RemoteTls
 
@@ -24,11 +24,7 @@ _COMMAND_LIMIT_OCTETS = 253
 
 class Pop3Source(AskingServer):
     """Judges logins at a POP3 server (RFC 1939): for ``pop3`` and ``pop3s`` with the password,
-    for ``apop`` with a digest over the server's stamp.
-
-    ``timeout_seconds`` is for a whole attempt.  If the host is BY_LOCAL_ADDRESS, ``ipmap``
-    says which server to ask.  Raises OSError when the authorities of ``tls`` cannot be loaded.
-    """
+    for ``apop`` with a digest over the server's stamp.  See AskingServer."""
 
     def __init__(
         self,
@@ -38,10 +34,8 @@ class Pop3Source(AskingServer):
         tls: RemoteTls = RemoteTls(),
         at_once: int = 16,
     ) -> None:
-        super().__init__(server, timeout_seconds, ipmap, at_once)
+        super().__init__(server, timeout_seconds, ipmap, tls, at_once)
         self.name = "apop" if server.scheme == "apop" else "pop3"
-        self._context = context_of(tls)
-        self._demanded = tls.demanded
 
     def ask(self, credentials: Password, origin: Origin, deadline: Deadline) -> Verdict:
         server = self.server_for(origin)
