@@ -127,6 +127,14 @@ def test_an_empty_password_never_reaches_a_source():
     assert source.asked == []
 
 
+@pytest.mark.parametrize("password", [b"FooBar\0", b"\0", b"\0FooBar", b"Foo\0Bar"])
+def test_a_password_with_nul_never_reaches_a_source(password):
+    """LOGIN has no form that would keep it out, and to HMAC one at the end is none."""
+    chain, (source,) = chain_of(YES)
+    assert chain.check(Password("bobby", password)) == Outcome(NO, "none", "malformed")
+    assert source.asked == []
+
+
 def test_a_bad_name_is_rejected_even_when_sources_are_unavailable():
     assert chain_of(MAYBE)[0].check(Password("../root", b"FooBar")).verdict is NO
 

@@ -90,7 +90,7 @@ class Chain:
     def check(self, credentials: Credentials, origin: Origin = NOWHERE) -> Outcome:
         """Ask the sources.  Nobody is asked about a bad name or an empty password, which some
         servers would accept (RFC 4513 section 5.1.2)."""
-        if credentials == MALFORMED:
+        if credentials == MALFORMED or _holds_nul(credentials):
             return Outcome(Verdict.REJECTED, "none", "malformed")
         if not is_login_name(credentials.user):
             return Outcome(Verdict.REJECTED, "none", "name")
@@ -109,6 +109,11 @@ class Chain:
             if outcome.verdict is not Verdict.UNAVAILABLE:
                 outcome = _outcome(verdict, source.name)
         return outcome
+
+
+def _holds_nul(credentials: Credentials) -> bool:
+    """No mechanism allows it (RFC 4616 section 2), and HMAC does not see one at the end."""
+    return isinstance(credentials, Password) and b"\0" in credentials.password
 
 
 def _finish(credentials: Scram) -> Outcome:

@@ -81,7 +81,7 @@ class LdapSource(AskingServer):
             address,
             server.port,
             use_ssl=server.scheme in ENCRYPTED,
-            tls=_Tls(self._context, server.host, seconds),
+            tls=_Tls(self._context, server.host, Deadline(seconds)),
             get_info=ldap3.NONE,
             connect_timeout=seconds,
         )
@@ -125,11 +125,11 @@ class _Tls(ldap3.Tls):  # type: ignore[misc]
     """The library's own does not check names as Python's does, and reads the authorities for
     each connection."""
 
-    def __init__(self, context: ssl.SSLContext, host: str, seconds: float) -> None:
+    def __init__(self, context: ssl.SSLContext, host: str, deadline: Deadline) -> None:
         super().__init__(validate=ssl.CERT_REQUIRED)
         self._context = context
         self._host = host
-        self._seconds = seconds
+        self._deadline = deadline
 
     def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
         """Called by the library, which reports what is raised here as its own error."""
@@ -138,7 +138,7 @@ class _Tls(ldap3.Tls):  # type: ignore[misc]
         )
         connection.socket = sock
         before = sock.gettimeout()
-        shake_hands(sock, Deadline(self._seconds))
+        shake_hands(sock, self._deadline)
         sock.settimeout(before)
 
 
