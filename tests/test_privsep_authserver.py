@@ -130,7 +130,7 @@ def test_challenges_that_nobody_answers_are_forgotten(auth, monkeypatch):
 
 
 def test_what_can_be_offered_follows_the_file(auth):
-    assert auth.offer.mechanisms == set(ALL_MECHANISMS)
+    wait_for(lambda: auth.offer.mechanisms == set(ALL_MECHANISMS))
     auth.path.write_text("bobby:FooBar\nchloe:$1$a$b\n")
     wait_for(lambda: auth.offer.mechanisms == {"PLAIN", "LOGIN"})
     auth.path.write_text("bobby:FooBar\n")
