@@ -167,7 +167,7 @@ def test_who_has_failed_too_often_waits_and_nobody_is_asked(caplog):
     source = Oracle(NO)
     logins = Logins(Chain([source]), "mx", anna, Limits())
     for number in range(5):
-        assert attempt(logins, bytes([number])).wait == 0
+        assert attempt(logins, b"%d" % number).wait == 0
     source._verdict = YES
     judgement = attempt(logins, b"right")
     assert judgement.verdict is NO
@@ -185,7 +185,7 @@ def test_who_has_failed_too_often_waits_and_nobody_is_asked(caplog):
 def test_an_account_that_may_not_log_in_counts_as_a_failure():
     logins = Logins(Chain([Oracle(YES)]), "mx", nobody, Limits())
     for number in range(5):
-        assert attempt(logins, bytes([number])).wait == 0
+        assert attempt(logins, b"%d" % number).wait == 0
     assert attempt(logins).wait > 0
 
 
