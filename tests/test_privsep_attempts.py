@@ -195,7 +195,11 @@ def test_an_attempt_has_nothing_of_ours(monkeypatch):
 
 def kept_by(place: Place) -> list[str]:
     folder = f"/proc/{place.pid}/fd"
-    found = [os.readlink(f"{folder}/{name}").partition(":")[0] for name in os.listdir(folder)]
+    found = []
+    for name in os.listdir(folder):
+        # What is closed at this moment is not kept.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"{folder}/{name}").partition(":")[0])
     return sorted(found)
 
 
