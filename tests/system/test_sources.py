@@ -697,7 +697,7 @@ def test_what_attempts_have_started_ends_with_the_daemon_or_helper(victim, tmp_p
             daemon.process.kill()
             daemon.process.wait()
         for pid in (helper, *attempts, *started):
-            wait_until(lambda pid=pid: not lives(pid), "its end", 3)
+            wait_until(lambda pid=pid: not lives(pid), "its end")
         if victim == "daemon":
             stack.pop_all()
 

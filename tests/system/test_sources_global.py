@@ -168,7 +168,7 @@ def test_the_helper_and_auth_are_replaced_together(victim, chain, village):
         assert reply.startswith((YES, LATER))
     wait_until(lambda: ask(chain.daemon, bobby.name, "pam") == YES, "logins to work again")
     for pid in (auth, helper):
-        wait_until(lambda pid=pid: not lives(pid), "its end", 3)
+        wait_until(lambda pid=pid: not lives(pid), "its end")
     assert chain.auth != auth
     assert chain.helper != helper
     wait_until(lambda: all(map(lives, descendants(chain.daemon.pid))), "all to be buried", 3)
@@ -192,7 +192,7 @@ def test_nothing_that_attempts_have_started_outlives_the_daemon(
         daemon.process.send_signal(number)
         assert daemon.process.wait(8) == (0 if number == signal.SIGTERM else -number)
         for pid in everybody:
-            wait_until(lambda pid=pid: not lives(pid), "its end", 3)
+            wait_until(lambda pid=pid: not lives(pid), "its end")
         if number == signal.SIGKILL:
             stack.pop_all()
 
