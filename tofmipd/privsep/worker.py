@@ -273,6 +273,17 @@ class Worker:
         finally:
             timer.cancel()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            self._check_channels()
+
+    def _check_channels(self) -> None:
+        """A configuration that has closed them has left nobody to be told: nothing is sent."""
+        with self._lock:
+            try:
+                kinds = [os.fstat(one.fileno()).st_mode for one in (self._control, *self._busy)]
+            except OSError:
+                kinds = [0]
+            if not all(map(stat.S_ISSOCK, kinds)):
+                os._exit(TEMPORARY)
 
     def _give_up(self, seconds: float) -> None:
         line = (logging.ERROR, f"reading the user's files took longer than {seconds:g} s")
