@@ -97,6 +97,16 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
+def of_shells(pid: int) -> list[int]:
+    """Those descendants of a process that are the shell of the service HANGING."""
+    found = []
+    for one in descendants(pid):
+        with contextlib.suppress(OSError):
+            if b"seq 600" in Path(f"/proc/{one}/cmdline").read_bytes():
+                found.append(one)
+    return found
+
+
 def test_every_kind_of_source_lets_people_in(chain, village, village_hop):
     bobby = village.people[0]
     passwords = {"file": bobby.password, **dict(zip(KINDS, ("right", *KINDS[1:]), strict=True))}
@@ -188,6 +198,8 @@ def test_nothing_that_attempts_have_started_outlives_the_daemon(
             talk.say("EHLO client.example")
             talk.send(f"AUTH PLAIN {plain(user, 'x')}\r\n".encode())
         wait_until(lambda: with_children(helper, 2), "a program and a module")
+        # Before it runs it does not know whose end is its own.
+        wait_until(lambda: any(map(children, of_shells(helper))), "what the module runs")
         everybody = descendants(daemon.pid)
         daemon.process.send_signal(number)
         assert daemon.process.wait(8) == (0 if number == signal.SIGTERM else -number)
