@@ -257,6 +257,10 @@ def test_the_transport_is_called_by_its_program(sendmail_that, tmp_path):
     assert str(sendmail_that("exit 0\n")) == str(tmp_path / "sendmail")
 
 
-def test_an_offer_runs_nothing(sendmail_that, out):
-    sendmail_that(RECORD).offer([copy_of(), copy_of()])
-    assert not out.exists()
+def test_copies_are_given_one_by_one_until_one_is_not_taken(sendmail_that, out):
+    said = []
+    sender = sendmail_that("echo x >> {out}; test $(wc -l < {out}) -lt 2\n")
+    with pytest.raises(HandOffFailed):
+        sender.send_all([copy_of(), copy_of(), copy_of()], said.append)
+    assert said == ["sendmail exited with 0"]
+    assert out.read_text() == "x\nx\n"

@@ -285,6 +285,16 @@ def test_a_kept_connection_that_ends_at_the_next_mail_is_replaced_once(act, feat
         assert server.messages[1].wire.endswith(b"second\r\n")
 
 
+@pytest.mark.parametrize("stage", ["RCPT", "DATA"])
+@pytest.mark.parametrize("act", [CLOSE, Act(b"421 4.3.2 shutting down\r\n", close=True)])
+def test_a_kept_connection_that_ends_before_the_message_is_replaced(act, stage):
+    with FakeNextHop(at(stage, act, connection=1, message=2)) as server:
+        transport = transport_to(server)
+        transport.send(copy_of())
+        transport.send(copy_of())
+        assert [message.connection for message in server.messages] == [1, 2]
+
+
 def test_a_second_connection_that_ends_as_well_is_not_replaced():
     def script(moment):
         ends = moment.stage == "MAIL" and (moment.message == 2 or moment.connection > 1)
@@ -308,9 +318,8 @@ def test_what_the_next_hop_may_have_taken_is_not_sent_again(act):
         assert sum(line == "DATA" for line in server.commands) == 2
 
 
-@pytest.mark.parametrize("stage", ["RCPT", "DATA", "BODY"])
-def test_a_kept_connection_that_ends_later_is_a_failure(stage):
-    with FakeNextHop(at(stage, CLOSE, message=2), features=()) as server:
+def test_a_kept_connection_that_ends_within_a_message_is_a_failure():
+    with FakeNextHop(at("BODY", CLOSE, message=2), features=()) as server:
         transport = transport_to(server)
         transport.send(copy_of())
         heard = failure_of(transport, copy_of([b"x" * 998 + b"\r\n"] * 5000))
@@ -327,57 +336,88 @@ OFFER = [
 
 
 @pytest.mark.parametrize("features", [FEATURES, ()])
-def test_an_offer_asks_for_every_recipient_and_sends_nothing(features):
+def test_all_recipients_are_offered_before_the_first_message(features):
     with FakeNextHop(features=features) as server:
-        transport = transport_to(server)
-        transport.offer(OFFER)
+        said = []
+        transport_to(server).send_all(OFFER, said.append)
         verbs = [line.partition(" ")[0] for line in server.commands[1:]]
-        assert verbs == ["MAIL", "RCPT", "RCPT", "RSET", "MAIL", "RCPT", "RSET"]
-        assert server.messages == []
-        for copy in OFFER:
-            transport.send(copy)
+        second = ["MAIL", "RCPT"]
+        first = ["MAIL", "RCPT", "RCPT", "DATA"]
+        assert verbs == [*second, "RSET", *first, *second, "DATA"]
         assert server.connections == 1
         assert [message.sender for message in server.messages] == [
             "a-1@example.org",
             "a-2@example.org",
         ]
+        assert said == ["250 2.0.0 Ok: queued as FAKE1", "250 2.0.0 Ok: queued as FAKE2"]
         assert server.violations == []
+
+
+def test_offering_takes_no_round_trip_of_its_own():
+    with FakeNextHop() as server:
+        transport_to(server).send_all(OFFER, lambda said: None)
+        assert [group[-1] for group in server.groups[:1]] == ["DATA"]
 
 
 @pytest.mark.parametrize("features", [FEATURES, ()])
 @pytest.mark.parametrize("address", ["x@example.net", "y@example.net", "z@example.net"])
-def test_an_offer_finds_the_recipient_that_is_refused(address, features):
+def test_a_recipient_that_is_refused_keeps_all_copies_from_being_sent(address, features):
     script = at("RCPT", b"550 5.1.1 unknown\r\n", argument=f"TO:<{address}>")
     with FakeNextHop(script, features=features) as server:
+        said = []
         with pytest.raises(HandOffFailed) as caught:
-            transport_to(server).offer(OFFER)
+            transport_to(server).send_all(OFFER, said.append)
         assert str(caught.value.reply) == f"550 5.1.1 <{address}>: unknown"
-        assert server.messages == []
+        assert said == server.messages == []
 
 
-def test_an_offer_replaces_a_kept_connection_that_has_gone():
+@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA", "BODY", "DOT"])
+def test_what_was_taken_before_a_failure_is_told(stage):
+    def script(moment):
+        return CLOSE if moment.stage == stage and moment.message == 2 else None
+
+    with FakeNextHop(script) as server:
+        said = []
+        with pytest.raises(HandOffFailed) as caught:
+            transport_to(server).send_all(OFFER, said.append)
+        assert str(caught.value.reply).startswith("451 4.4.2 ")
+        assert len(said) == len(server.messages) == server.connections == 1
+
+
+def test_copies_go_over_a_new_connection_where_the_kept_one_has_gone():
     with FakeNextHop(at("MAIL", CLOSE, connection=1, message=2)) as server:
         transport = transport_to(server)
         transport.send(copy_of())
-        transport.offer(OFFER)
-        transport.send(OFFER[0])
-        assert [message.connection for message in server.messages] == [1, 2]
+        transport.send_all(OFFER, lambda said: None)
+        assert [message.connection for message in server.messages] == [1, 2, 2]
 
 
-def test_a_connection_kept_after_an_offer_is_replaced_when_it_has_gone():
-    mails = []
+# To those that are not refused.
 
-    def script(moment):
-        """End the connection at the second MAIL, as a next hop does that is being restarted."""
-        if moment.stage == "MAIL":
-            mails.append(moment.connection)
-        return CLOSE if moment.stage == "MAIL" and len(mails) == 2 else None
 
-    with FakeNextHop(script) as server:
+@pytest.mark.parametrize("features", [FEATURES, ()])
+def test_who_is_refused_is_left_out_where_nobody_waits(features):
+    script = at("RCPT", b"550 5.1.1 unknown\r\n", argument="TO:<x@example.net>")
+    with FakeNextHop(script, features=features) as server:
+        said, refused = transport_to(server).send_to_some(OFFER[0])
+        assert said == "250 2.0.0 Ok: queued as FAKE1"
+        assert {a: str(reply) for a, reply in refused.items()} == {
+            b"x@example.net": "550 5.1.1 <x@example.net>: unknown"
+        }
+        assert [message.recipients for message in server.messages] == [["y@example.net"]]
+        assert server.violations == []
+
+
+def test_where_all_are_refused_nothing_is_given_and_the_connection_is_kept():
+    with FakeNextHop(at("RCPT", b"450 4.2.1 later\r\n")) as server:
         transport = transport_to(server)
-        transport.offer(OFFER[:1])
-        transport.send(OFFER[0])
-        assert [message.connection for message in server.messages] == [2]
+        for _ in range(2):
+            said, refused = transport.send_to_some(OFFER[0])
+            assert said == ""
+            assert set(refused) == set(OFFER[0].recipients)
+        assert server.messages == []
+        assert server.connections == 1
+        assert "DATA" not in server.commands
 
 
 # Refusals.

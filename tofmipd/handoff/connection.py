@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tofmipd.handoff.copy import Copy, HandOffFailed
+from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
 from tofmipd.handoff.replies import BadReply, NextHopReply, ReplyReader, refusal
 from tofmipd.smtp.reply import Reply, printable
 
@@ -58,10 +58,12 @@ class NextHop:
 _T = TypeVar("_T")
 # A command, and the address that it is about if it is MAIL or RCPT.
 _Entry = tuple[bytes, bytes | None]
+_RESET: _Entry = (b"RSET\r\n", None)
+_DATA: _Entry = (b"DATA\r\n", None)
 
 
 class Stale(Exception):
-    """A kept connection had gone before anything of this transaction was answered."""
+    """A kept connection had gone before the next hop was ready for a message."""
 
 
 class Connection:
@@ -73,13 +75,16 @@ class Connection:
     def __init__(self, hop: NextHop) -> None:
         self._hop = hop
         self._reader = ReplyReader()
-        self._answered = False
+        # Whether the next hop waits for a message, or has had one, since this was taken into use.
+        self._committed = False
         self.messages = 0
         self.usable = True
+        self._limit_seconds = 0.0
         # When it was last kept for another message; 0 for a connection that never was.
         self.idle_since = 0.0
         client = _open(hop)
         self._features = {name.lower() for name in client.esmtp_features}
+        self._batch = _BATCH if "pipelining" in self._features else 1
         # From here on the socket is ours; smtplib's own reader is not used any more.
         self._client = client
         assert client.sock is not None
@@ -105,27 +110,18 @@ class Connection:
         poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
         return self.usable and not poll.poll(0)
 
-    def send(self, copy: Copy) -> str:
-        """One transaction; returns the final reply.
+    def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
+        """See Transport.send_all.  Raises HandOffFailed, and Stale if this connection had been kept
+        and is gone."""
+        self._guarded(lambda: self._transactions(copies, taken))
 
-        Raises HandOffFailed, and Stale if this connection had been used before and is gone.
-        """
-        return self._guarded(lambda: self._transaction(copy))
-
-    def offer(self, copies: Sequence[Copy]) -> None:
-        """Offer sender and recipients of all copies, but no message.
-
-        Raises HandOffFailed for the first refusal, and Stale as ``send`` does.
-        """
-        entries = [
-            entry for copy in copies for entry in (*self._envelope(copy), (b"RSET\r\n", None))
-        ]
-        self._guarded(lambda: self._commands(entries))
+    def send_to_some(self, copy: Copy) -> Outcome:
+        """See Transport.send_to_some.  Raises as ``send_all`` does."""
+        return self._guarded(lambda: self._partial_transaction(copy))
 
     def _guarded(self, action: Callable[[], _T]) -> _T:
         """Do it; any failure makes an end of this connection."""
-        self._answered = False
-        self._socket.settimeout(self._hop.reply_timeout)
+        self._committed = False
         try:
             return action()
         except HandOffFailed:
@@ -133,23 +129,55 @@ class Connection:
             raise
         except (OSError, BadReply) as error:
             self.close()
-            if self.idle_since and not self._answered and not isinstance(error, TimeoutError):
+            # Nothing of a message has gone yet: another connection may try.
+            if self.idle_since and not self._committed and not isinstance(error, TimeoutError):
                 raise Stale from error
             raise HandOffFailed(_lost(self._hop, error)) from error
 
-    def _transaction(self, copy: Copy) -> str:
-        reply = self._commands([*self._envelope(copy), (b"DATA\r\n", None)])
+    def _transactions(self, copies: Sequence[Copy], taken: Taken) -> None:
+        """Senders and recipients of all copies come before the first message; those of the
+        others are taken back, for a next hop knows one transaction at a time."""
+        first, *others = copies
+        offers = [entry for copy in others for entry in (*self._envelope(copy), _RESET)]
+        self._begin_message([*offers, *self._envelope(first), _DATA])
+        taken(self._message(first))
+        for copy in others:
+            self._begin_message([*self._envelope(copy), _DATA])
+            taken(self._message(copy))
+
+    def _partial_transaction(self, copy: Copy) -> Outcome:
+        """Leave out recipients that are refused, as long as one is not."""
+        (mail, _), *recipients = self._envelope(copy)
+        self._commands([(mail, copy.sender)])
+        refused: dict[bytes, Reply] = {}
+        for start in range(0, len(recipients), self._batch):
+            batch = recipients[start : start + self._batch]
+            self._send(b"".join([command for command, _ in batch]))
+            for _, address in batch:
+                reply = self._answer()
+                if reply.code // 100 != 2 and address is not None:
+                    refused[address] = refusal(reply, address.decode("utf-8", "replace"))
+        if len(refused) == len(set(copy.recipients)):
+            self._commands([_RESET])
+            return Outcome("", refused)
+        self._begin_message([_DATA])
+        return Outcome(self._message(copy), refused)
+
+    def _begin_message(self, entries: Sequence[_Entry]) -> None:
+        reply = self._commands(entries)
         if reply.code != 354:
             raise HandOffFailed(refusal(reply))
+        self._committed = True
+
+    def _message(self, copy: Copy) -> str:
+        """Give the message itself; returns what the next hop says of it."""
         try:
             self._send_body(copy)
         except ConnectionError as error:
-            self._socket.settimeout(1)
             early = self._early_reply()
             if early is None or early.code < 400:
                 raise error
             raise HandOffFailed(refusal(early)) from error
-        self._socket.settimeout(self._hop.dot_timeout)
         reply = self._reply(self._hop.dot_timeout)
         if reply.code // 100 != 2:
             raise HandOffFailed(refusal(reply))
@@ -202,24 +230,39 @@ class Connection:
 
         Raises HandOffFailed for the first refusal of a sender or of a recipient.
         """
-        size = _BATCH if "pipelining" in self._features else 1
-        for start in range(0, len(entries), size):
-            batch = entries[start : start + size]
-            self._socket.sendall(b"".join([command for command, _ in batch]))
+        for start in range(0, len(entries), self._batch):
+            batch = entries[start : start + self._batch]
+            self._send(b"".join([command for command, _ in batch]))
             for _, about in batch:
-                reply = self._reply(self._hop.reply_timeout)
-                self._judge(reply, about)
+                reply = self._answer()
+                if about is not None and reply.code // 100 != 2:
+                    raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
         return reply
 
-    def _judge(self, reply: NextHopReply, about: bytes | None) -> None:
-        if reply.code == 421 and self.idle_since and not self._answered:
+    def _answer(self) -> NextHopReply:
+        """The reply to a command; 421 is the end of the connection, whatever it was."""
+        reply = self._reply(self._hop.reply_timeout)
+        if reply.code == 421 and self.idle_since and not self._committed:
             raise ConnectionResetError("closed by the next hop")
-        self._answered = True
-        if about is not None and reply.code // 100 != 2:
-            raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
+        return reply
+
+    def _send(self, octets: bytes) -> None:
+        """Raises TimeoutError, ConnectionError."""
+        self._limit(self._hop.reply_timeout)
+        self._socket.sendall(octets)
+
+    def _limit(self, seconds: float) -> None:
+        """How long each call may take; telling the system costs as much as a call."""
+        if seconds != self._limit_seconds:
+            self._socket.settimeout(seconds)
+            self._limit_seconds = seconds
 
     def _send_body(self, copy: Copy) -> None:
-        """The body goes out in its blocks; the last one, with the dot, ends a line."""
+        """The body goes out in its blocks; the last one, with the dot, ends a line.
+
+        Each of them has the time of a reply.
+        """
+        self._limit(self._hop.reply_timeout)
         held, before = b"", b""
         for block in copy.blocks():
             if held:
@@ -231,14 +274,20 @@ class Connection:
 
     def _reply(self, limit_seconds: float) -> NextHopReply:
         """The next reply.  Raises TimeoutError, ConnectionError, BadReply."""
+        if (reply := self._reader.reply()) is not None:
+            return reply
         deadline = time.monotonic() + limit_seconds
-        while (reply := self._reader.reply()) is None:
+        left = limit_seconds
+        while reply is None:
+            if left <= 0:
+                raise TimeoutError("no whole reply in time")
+            self._limit(left)
             octets = self._socket.recv(_RECEIVE_OCTETS)
             if not octets:
                 raise ConnectionResetError("closed by the next hop")
             self._reader.feed(octets)
-            if time.monotonic() > deadline:
-                raise TimeoutError("no whole reply in time")
+            reply = self._reader.reply()
+            left = deadline - time.monotonic()
         return reply
 
     def _early_reply(self) -> NextHopReply | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tofmipd.content import Content, stuffed
 from tofmipd.smtp.reply import Reply
@@ -71,20 +71,41 @@ class HandOffFailed(Exception):
         return f"{self.reply} ({self.detail})" if self.detail else str(self.reply)
 
 
+# Told what the next hop said, each time that it has taken a copy.
+Taken = Callable[[str], None]
+
+
+class Outcome(NamedTuple):
+    """What became of a copy that nobody waits for: who of its recipients was refused, with the
+    reply, and what the next hop said when it took it for the others, "" if there were none."""
+
+    said: str
+    refused: Mapping[bytes, Reply]
+
+
 class Transport(Protocol):
     """A way to hand copies over.  Called from many threads at once."""
 
-    def offer(self, copies: Sequence[Copy]) -> None:
-        """Ask, before the first of several copies is sent, whether all will be taken.
+    def send(self, copy: Copy) -> str:
+        """Hand one copy over; all its recipients have it then.  Returns what the next hop said.
 
-        Raises HandOffFailed if a sender or a recipient would be refused.
+        Raises HandOffFailed; then none of them has it, as far as can be known.
         """
         ...
 
-    def send(self, copy: Copy) -> str:
-        """Hand one copy over; all its recipients have it then.
+    def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
+        """Hand copies over, one after the other; ``taken`` is called for each that all its
+        recipients have now.
 
-        Returns what the next hop said.  Raises HandOffFailed; then none of them has it, as far
-        as can be known.
+        All senders and recipients are offered before the first message is given, where that is
+        possible.  Raises HandOffFailed; those that were not taken before nobody has, as far as
+        can be known.
+        """
+        ...
+
+    def send_to_some(self, copy: Copy) -> Outcome:
+        """Hand one copy over to those of its recipients that are not refused.
+
+        Raises HandOffFailed; then none of them has it, as far as can be known.
         """
         ...

@@ -11,7 +11,7 @@ from typing import IO
 
 from tofmipd import programs
 from tofmipd.content import as_local_text
-from tofmipd.handoff.copy import Copy, HandOffFailed
+from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
 from tofmipd.smtp.reply import Reply, printable
 
 PROGRAMS = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
@@ -50,8 +50,14 @@ class SendmailTransport:
     def __str__(self) -> str:
         return self.program
 
-    def offer(self, copies: Sequence[Copy]) -> None:
-        """A program can only be asked by giving it the message."""
+    def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
+        """See Transport.  A program can only be asked by giving it the message."""
+        for copy in copies:
+            taken(self.send(copy))
+
+    def send_to_some(self, copy: Copy) -> Outcome:
+        """See Transport.  A program does not tell one recipient from another."""
+        return Outcome(self.send(copy), {})
 
     def send(self, copy: Copy) -> str:
         """See Transport.  Standard input is a file: a program that stalls holds up no pipe."""

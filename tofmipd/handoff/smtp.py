@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tofmipd.handoff.connection import Connection, NextHop, Stale
-from tofmipd.handoff.copy import Copy
+from tofmipd.handoff.copy import Copy, Outcome, Taken
 
 IDLE_LIMIT_SECONDS = 30
 
@@ -78,13 +78,19 @@ class SmtpTransport:
     def __str__(self) -> str:
         return str(self._hop)
 
-    def offer(self, copies: Sequence[Copy]) -> None:
-        """See Transport."""
-        self._use(lambda connection: connection.offer(copies))
-
     def send(self, copy: Copy) -> str:
         """See Transport."""
-        return self._use(lambda connection: connection.send(copy))
+        said: list[str] = []
+        self.send_all([copy], said.append)
+        return said[0]
+
+    def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
+        """See Transport."""
+        self._use(lambda connection: connection.send_all(copies, taken))
+
+    def send_to_some(self, copy: Copy) -> Outcome:
+        """See Transport."""
+        return self._use(lambda connection: connection.send_to_some(copy))
 
     def _use(self, action: Callable[[Connection], _T]) -> _T:
         """Do it on a kept connection; one that turns out stale is replaced once."""

@@ -211,13 +211,15 @@ class Outbound:
             for t in tagged
         ]
         sent, said = 0, ""
+
+        def taken(words: str) -> None:
+            nonlocal sent, said
+            said = words
+            self._tell(tagged[sent], transport, said, job.session_id)
+            sent += 1
+
         try:
-            if len(copies) > 1:
-                transport.offer(copies)
-            for copy in copies:
-                said = transport.send(copy)
-                self._tell(tagged[sent], transport, said, job.session_id)
-                sent += 1
+            transport.send_all(copies, taken)
         except HandOffFailed as error:
             log.warning("s=%s hand-off to %s failed: %s", job.session_id, transport, error)
             return self._failed(error.reply, copies, sent, job.session_id)
