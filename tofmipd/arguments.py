@@ -100,3 +100,14 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,8}(\.[0-9]{1,3})?", text) or float(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return float(text)
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """In seconds: ``90``, ``30m``, ``4h``, ``5d``."""
+    match = re.fullmatch(r"([0-9]{1,8})([smhd]?)", text)
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 4h or 5d")
+    return float(match[1]) * _UNITS[match[2]]

@@ -33,6 +33,7 @@ from tofmipd.settings import (
     NextHopLimits,
     Person,
     ProgramLimits,
+    Queue,
     Scripts,
     SenderCheck,
     Settings,
@@ -234,6 +235,13 @@ def _settings(options: argparse.Namespace) -> Settings:
         received=options.received,
         limits=limits,
         next_hop=next_hop,
+        queue=Queue(
+            absolute(options.outbox, who.home),
+            options.spool,
+            options.queue_lifetime,
+            options.queue_warning,
+            options.queue_retry,
+        ),
         programs=ProgramLimits(
             options.source_timeout, options.script_timeout, options.source_attempts
         ),

@@ -22,7 +22,7 @@ from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, UNAVAILABL
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep import confine
 from tofmipd.privsep.outbound import Observer
-from tofmipd.privsep.personal import personal_gate
+from tofmipd.privsep.personal import personal_gate, personal_retries
 from tofmipd.server import Listener, ListenError, Service, bind, service_of
 from tofmipd.settings import GlobalMode, Scripts, Settings
 
@@ -51,7 +51,8 @@ def run(
     confine.descriptors(settings.limits.connections * _DESCRIPTORS_PER_SESSION + 200)
     encryption = Encryption(settings)
     try:
-        gate = personal_gate(settings, pool, observer)
+        retries = personal_retries(settings)
+        gate = personal_gate(settings, pool, observer, retries)
     except SourceFileError as error:
         raise Fatal(CONFIG, str(error)) from None
     service = service_of(settings, gate, encryption.encrypt)
@@ -69,7 +70,10 @@ def run(
         cpus.keep_to_one()
     if started is not None:
         started()
+    retries.start()
     serve(service, listeners, Reload(settings, encryption))
+    if not retries.stop(settings.limits.stop_timeout):
+        log.warning("messages of the outbox that are being handed over are cut off")
     pool.close()
     return 0
 
@@ -81,8 +85,13 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
     from tofmipd.privsep import linux
     from tofmipd.privsep.accounts import service_rights
     from tofmipd.privsep.monitor import Monitor
+    from tofmipd.privsep.outboxes import OutboxError, make_base
 
     rights = service_rights(mode.service)
+    try:
+        make_base(settings.outbox)
+    except OutboxError as error:
+        raise Fatal(CANT_CREATE, str(error)) from None
     sockets = listen(settings)
     background = None
     if not settings.foreground:

@@ -36,10 +36,11 @@ from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import Keys, reader_of
 from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.offer import Offer
+from tofmipd.privsep.outboxes import OutboxError, make_own
 from tofmipd.privsep.personal import throttle_of
 from tofmipd.privsep.plan import Plan
 from tofmipd.privsep.remote import RemoteGate
-from tofmipd.privsep.users import User, house, user_of
+from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.privsep.virtualdomains import VirtualDomains
 from tofmipd.privsep.worker import Shipping, Worker
 from tofmipd.programs import PATH
@@ -75,8 +76,6 @@ class GlobalDaemon:
 
     def plan(self) -> Plan:
         settings, limits = self.settings, self.settings.limits
-        hop = settings.next_hop
-        leave = hop.connect_timeout + 2 * hop.reply_timeout + hop.dot_timeout
         confine.descriptors(4 * self.mode.max_workers + 1000)
         return Plan(
             server=Birth(
@@ -96,11 +95,19 @@ class GlobalDaemon:
             max_workers=self.mode.max_workers,
             sessions=4 * limits.connections,
             stop_timeout=limits.stop_timeout + _STOP_GRACE_SECONDS,
-            leave_timeout=settings.programs.script_timeout + leave,
+            leave_timeout=self._leave_seconds,
             reopen=_reopen_log,
             close_listeners=self._close_sockets,
             keys=self._keys(),
+            outboxes=settings.outbox,
         )
+
+    @property
+    def _leave_seconds(self) -> float:
+        """How long a worker may take for what it has begun."""
+        hop = self.settings.next_hop
+        longest = hop.connect_timeout + 2 * hop.reply_timeout + hop.dot_timeout
+        return self.settings.programs.script_timeout + longest
 
     def _keys(self) -> Keys | None:
         """What the server gets again when it changes: it may not read it any more by then."""
@@ -227,6 +234,7 @@ class GlobalDaemon:
             account = self._admission().account(identity.account)
         except NoAccount:
             return _NO_USER
+        outbox, fault = self._outbox(identity, account.rights)
         confine.confine(account.rights.uid)
         become(account.rights)
         linux.hide()
@@ -238,22 +246,41 @@ class GlobalDaemon:
         shipping = Shipping()
         shipping.setFormatter(log_module.OneLine("%(message)s"))
         log_module.replace_handler(shipping)
+        if fault:
+            log.error("no outbox: %s", fault)
         pool = Pool()
+        retries = retries_of(
+            settings, outbox, shipping.note, lambda: shipping.look_after_outbox(control)
+        )
+        idle = self.mode.worker_idle
         worker = Worker(
             control,
             identity.login,
             shipping,
-            idle_timeout=self.mode.worker_idle,
+            idle_timeout=idle,
+            occupied=lambda: retries.occupied(idle),
             # Bare line ends that are mended may double a message.
             size_limit_octets=2 * settings.limits.size + 1024,
         )
         user = User(identity.login, account.home, account.full_name)
         limit = settings.programs.script_timeout
-        place = dataclasses.replace(house(settings, pool), note=shipping.note)
+        place = dataclasses.replace(house(settings, pool, retries=retries), note=shipping.note)
         serving = user_of(settings, place, user, loading=lambda: worker.loading(limit))
+        retries.transports = lambda _, local_address: serving.transport(local_address)
+        if not fault:
+            retries.start()
         status = worker.run(serving.submit)
+        retries.stop(self._leave_seconds)
         pool.close()
         return status
+
+    def _outbox(self, identity: Identity, rights: Rights) -> tuple[str, str]:
+        """Its directory, made while this is root yet, and what is wrong with it."""
+        try:
+            path = make_own(self.settings.outbox, identity, rights.uid, rights.gid)
+        except OutboxError as error:
+            return os.devnull, str(error)
+        return path, ""
 
 
 def _failed(control: Channel, text: str, status: int = CONFIG) -> int:

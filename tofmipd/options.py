@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tofmipd.arguments import Parser, host_port, host_port_v6, positive, seconds
+from tofmipd.arguments import Parser, duration, host_port, host_port_v6, positive, seconds
 from tofmipd.settings import (
+    GLOBAL_OUTBOXES,
     REMOTE_TLS_MODES,
     SENDER_CHECKS,
     TLS_MODES,
@@ -69,6 +70,7 @@ def make_parser() -> Parser:
     _add_authentication(parser)
     _add_tls(parser)
     _add_virtual(parser)
+    _add_queue(parser)
     _add_limits(parser)
     return parser
 
@@ -285,6 +287,33 @@ def _add_virtual(parser: Parser) -> None:
         default=Scripts().virtual_domains,
         help="qmail's virtualdomains: DOMAIN:ACCOUNT (default: its place under /var/qmail)",
     )
+
+
+def _add_queue(parser: Parser) -> None:
+    add = _group(parser, "Queue", "tofmipd --spool --queue-lifetime 3d")
+    add("--spool", action="store_true", help="take every message into the outbox first")
+    add(
+        "--outbox",
+        metavar="DIR",
+        default="",
+        help="what waits for the next hop (default: ~/.tmda/outbox; root: DIR/USER below"
+        f" {GLOBAL_OUTBOXES})",
+    )
+    add(
+        "--queue-lifetime",
+        metavar="TIME",
+        type=duration,
+        default="5d",
+        help="after it a message goes back to its sender: 12h, 3d (default: 5d)",
+    )
+    add(
+        "--queue-retry",
+        metavar="TIME",
+        type=duration,
+        default="1m",
+        help="the first pause between attempts, which doubles up to 4h (default: 1m)",
+    )
+    add("--queue-warning", action="store_true", help="tell senders of a delay of four hours")
 
 
 def _add_limits(parser: Parser) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 DEFAULT_PORT = 8025
+GLOBAL_OUTBOXES = "/var/spool/tofmipd"
 # How STARTTLS is offered (feature rows TO-60 to TO-62).
 TLS_MODES = ("on", "optional", "localoptional")
 # How connections to servers that judge logins are protected: by certificates, by whatever
@@ -97,6 +98,23 @@ class ProgramLimits:
     source_timeout: float = 10
     script_timeout: float = 30
     source_attempts: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What becomes of messages that cannot be handed over at once.
+
+    ``directory`` is where outboxes are: a person's own, or in global mode the directory of those
+    of all users.  A message is tried again after ``first_pause``, then ever more seldom, and goes
+    back after ``lifetime``, both in seconds; with ``warning`` its sender hears of a delay.  With
+    ``spool`` every message goes there first.
+    """
+
+    directory: str = ""
+    spool: bool = False
+    lifetime: float = 5 * 86400
+    warning: bool = False
+    first_pause: float = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +222,14 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     next_hop: NextHopLimits = field(default_factory=NextHopLimits)
     programs: ProgramLimits = field(default_factory=ProgramLimits)
+    queue: Queue = field(default_factory=Queue)
+
+    @property
+    def outbox(self) -> str:
+        """The outbox of the person, or the directory of those of all users."""
+        if self.queue.directory:
+            return self.queue.directory
+        return GLOBAL_OUTBOXES if self.global_mode else f"{self.person.home}/.tmda/outbox"
 
     @property
     def all_sources(self) -> tuple[SourceSpec, ...]:

@@ -83,7 +83,12 @@ class Village:
         new.replace(self.passwords)
 
     def options(self, *options: str) -> tuple[str, ...]:
-        return ("-u", self.service, "-a", str(self.passwords), *options)
+        own = ("-u", self.service, "-a", str(self.passwords), "--outbox", str(self.outboxes))
+        return (*own, *options)
+
+    @property
+    def outboxes(self) -> Path:
+        return self.directory / "outboxes"
 
     def daemon(
         self, *options: str, variables: Mapping[str, str] | None = None

@@ -166,7 +166,7 @@ class Connection:
     def _begin_message(self, entries: Sequence[_Entry]) -> None:
         reply = self._commands(entries)
         if reply.code != 354:
-            raise HandOffFailed(refusal(reply))
+            raise HandOffFailed(refusal(reply), heard=True)
         self._committed = True
 
     def _message(self, copy: Copy) -> str:
@@ -177,10 +177,10 @@ class Connection:
             early = self._early_reply()
             if early is None or early.code < 400:
                 raise error
-            raise HandOffFailed(refusal(early)) from error
+            raise HandOffFailed(refusal(early), heard=True) from error
         reply = self._reply(self._hop.dot_timeout)
         if reply.code // 100 != 2:
-            raise HandOffFailed(refusal(reply))
+            raise HandOffFailed(refusal(reply), heard=True)
         if not self._reader.idle:
             self.usable = False
         self.messages += 1
@@ -236,7 +236,8 @@ class Connection:
             for _, about in batch:
                 reply = self._answer()
                 if about is not None and reply.code // 100 != 2:
-                    raise HandOffFailed(refusal(reply, about.decode("utf-8", "replace")))
+                    who = about.decode("utf-8", "replace")
+                    raise HandOffFailed(refusal(reply, who), heard=True)
         return reply
 
     def _answer(self) -> NextHopReply:

@@ -60,12 +60,13 @@ class Copy:
 
 class HandOffFailed(Exception):
     """The copy was not taken.  ``reply`` is what the client should hear, ``detail`` what only
-    the log should."""
+    the log should.  ``heard``: the reply is the next hop's own."""
 
-    def __init__(self, reply: Reply, detail: str = "") -> None:
+    def __init__(self, reply: Reply, detail: str = "", *, heard: bool = False) -> None:
         super().__init__(reply, detail)
         self.reply = reply
         self.detail = detail
+        self.heard = heard
 
     def __str__(self) -> str:
         return f"{self.reply} ({self.detail})" if self.detail else str(self.reply)

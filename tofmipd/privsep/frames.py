@@ -80,6 +80,7 @@ class Kind(enum.IntEnum):
     USED = 22
     KEYS = 23
     KEY_FILES = 24
+    LINE = 25
 
 
 class Refusal(enum.IntEnum):
@@ -118,7 +119,7 @@ FROM_SERVER = {
     Kind.END: 0,
 }
 FROM_AUTH = {Kind.READY: 0, Kind.FAILED: 1, Kind.PROVED: 2, Kind.OPEN: 0}
-FROM_WORKER = {Kind.IDLE: 0}
+FROM_WORKER = {Kind.IDLE: 0, Kind.LINE: 1}
 TO_SERVER = {
     Kind.GRANTED: 0,
     Kind.REFUSED: 1,

@@ -21,6 +21,7 @@ from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.children import Child, Deaf
 from tofmipd.privsep.frames import BadFrame, Control, Kind, Refusal
 from tofmipd.privsep.identity import Identity
+from tofmipd.privsep.outboxes import Chores
 from tofmipd.privsep.plan import Plan, Post
 from tofmipd.privsep.workers import Worker, Workers
 from tofmipd.smtp.reply import printable
@@ -35,6 +36,10 @@ _FRAMES_AT_ONCE = 64
 # All that auth can have queued: a session may ask for its worker only after what auth said of it.
 _FRAMES_OF_AUTH = 4096
 _WORKER_FRAMES_LIMIT = 3
+# Log lines of a worker: so many at once, and so many a second.
+_LINES_LIMIT, _LINES_A_SECOND = 200, 20
+_LINE_LENGTH = 1000
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 # How long a worker that has been used keeps its place, and one that leaves may take for it before
 # another one has to go as well.
 _TURN_SECONDS = 0.2
@@ -73,7 +78,9 @@ class Monitor:
             Kind.PROVED: self._proved,
             Kind.OPEN: self._open,
             Kind.IDLE: self._idle,
+            Kind.LINE: self._line,
         }
+        self._chores = Chores(plan.outboxes)
 
     def start(self) -> None:
         """Have the server and auth running.  Raises Fatal with what one of them could not do."""
@@ -90,6 +97,7 @@ class Monitor:
                     os.waitpid(pid, 0)
                 raise self._failure
         self._started = True
+        self._chores.begin()
 
     @property
     def stopping(self) -> bool:
@@ -137,6 +145,8 @@ class Monitor:
         times += [self._queue[0][0], self._room_at] if self._queue else []
         times += [self._stop_at] if self._stop_at is not None else []
         times += [self._plan.keys.due] if self._plan.keys is not None else []
+        chore = self._chores.next() if self._stop_at is None else None
+        times += [chore] if chore is not None else []
         return min(times) - now
 
     def _keep_time(self) -> None:
@@ -159,6 +169,8 @@ class Monitor:
             self._kill_all()
         if self._plan.keys is not None and self._plan.keys.look(now):
             self._send_keys()
+        if self._stop_at is None:
+            self._see_to_chores(now)
 
     # Signals.
 
@@ -272,6 +284,7 @@ class Monitor:
         log.log(level, "%s (pid %d) %s", child.name, child.pid, children.how_it_ended(status))
         if isinstance(child, Worker):
             self._workers.remove(child)
+            self._chores.ended(child.identity, died=status != 0)
             self._serve_queue()
             return
         if not self._started and self._failure is None and not self.stopping:
@@ -491,6 +504,29 @@ class Monitor:
             if child.frames > _WORKER_FRAMES_LIMIT:
                 raise BadFrame("talks too much")
             self._dismiss(child)
+
+    def _line(self, child: Child, frame: Control) -> None:
+        """A line for the log about what a worker does when no session of his waits for it.
+
+        It is the user's word: it cannot be taken for a line of anybody else.
+        """
+        if isinstance(child, Worker):
+            child.lines += 1
+            if child.lines > _LINES_LIMIT + _LINES_A_SECOND * (time.monotonic() - child.born):
+                raise BadFrame("talks too much")
+            level = frame.number if frame.number in _LEVELS else logging.INFO
+            text = printable(frame.texts[0], _LINE_LENGTH)
+            log.log(level, "outbox of %r: %s", child.identity.login, text)
+
+    def _see_to_chores(self, now: float) -> None:
+        """Start workers for outboxes in which something is due; sessions go first."""
+        for identity in self._chores.take(now):
+            if self._workers.find(identity) is not None:
+                continue
+            if self._workers.count >= self._plan.max_workers or self._queue:
+                self._chores.put_off(identity)
+            else:
+                self._start_worker(identity)
 
     def _serve_queue(self) -> None:
         """There is room: the sessions that wait, in the order of their coming."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from tofmipd.content import Content, as_local_text
 from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import NO_PARAMETERS, Copy, HandOffFailed, Parameters, Transport
+from tofmipd.handoff.handover import HandedOver, TakenCopy, hand_over, keep
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
+from tofmipd.handoff.stored import Origin
 from tofmipd.privsep.errands import Errands, variables_of
 from tofmipd.privsep.submission import (
     HEADER_LIMIT_OCTETS,
@@ -45,10 +48,8 @@ log = logging.getLogger(__name__)
 
 # RFC 5321 section 6.3 wants at least 100.
 HOP_LIMIT = 100
+_CONFIG_GONE = Reply(451, "3.5", ("the TMDA files of its sender cannot be used",))
 _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmipd init' first",))
-
-# What a next hop's reply begins with and ours has already.
-_OWN_WORDS = re.compile(r"\A[0-9]{3}(?: [0-9]\.[0-9]+\.[0-9]+)?(?: *ok(?:\b:?))? *", re.IGNORECASE)
 
 # Told of every copy that the next hop has taken: sender, reports, the next hop's words.
 Observer = Callable[[str, tuple[Report, ...], str], None]
@@ -73,6 +74,7 @@ class House:
     """What is the same for all users of a process.
 
     ``pass_through`` is a sendmail program for users without a configuration, "" for none.
+    ``retries`` looks after the outbox, None for none; with ``spool`` all messages go there first.
     ``note`` puts one line on the log, at INFO: that of every recipient of every message.
     ``script_timeout`` is in seconds, for a command of a filter.  ``senders`` says whose addresses
     a login may use, None for everybody's.
@@ -88,6 +90,8 @@ class House:
     script_timeout: float = 30
     pass_eight_bit: bool = False
     senders: SenderRules | None = None
+    retries: Retries | None = None
+    spool: bool = False
 
 
 class _Job(NamedTuple):
@@ -197,7 +201,6 @@ class Outbound:
 
     def _hand_over(self, tagged: list[Tagged], job: _Job, profile: Profile, stamp: Stamp) -> Reply:
         config = profile.config
-        transport = self._transport(config, job.envelope.peer.local_address)
         parameters = parameters_of(job.envelope)
         copies = [
             Copy(
@@ -210,35 +213,33 @@ class Outbound:
             )
             for t in tagged
         ]
-        sent, said = 0, ""
+        transport = self._transport(config, job.envelope.peer.local_address)
+        reply, count = self._handed_over(
+            copies,
+            transport,
+            job,
+            stamp.now,
+            lambda number, said: self._tell(tagged[number], transport, said, job.session_id),
+        )
+        if count and config.logfile_outgoing:
+            size = outlog.submitted_size(job.fields, sum(len(piece) for piece in job.body()))
+            recipients = [recipient.encode() for recipient in job.envelope.recipients]
+            self._errands.write_log(tagged[:count], recipients, config, stamp.date, size)
+        return reply
 
-        def taken(words: str) -> None:
-            nonlocal sent, said
-            said = words
-            self._tell(tagged[sent], transport, said, job.session_id)
-            sent += 1
-
-        try:
-            transport.send_all(copies, taken)
-        except HandOffFailed as error:
-            log.warning("s=%s hand-off to %s failed: %s", job.session_id, transport, error)
-            return self._failed(error.reply, copies, sent, job.session_id)
-        finally:
-            if sent and config.logfile_outgoing:
-                size = outlog.submitted_size(job.fields, sum(len(piece) for piece in job.body()))
-                recipients = [recipient.encode() for recipient in job.envelope.recipients]
-                self._errands.write_log(tagged[:sent], recipients, config, stamp.date, size)
-        return Reply(250, "0.0", (f"Ok: {printable(_OWN_WORDS.sub('', said)) or 'sent'}",))
-
-    def _failed(self, reply: Reply, copies: list[Copy], sent: int, session_id: str) -> Reply:
-        """What the client hears; once a copy has been taken, that too."""
-        if not sent:
-            return reply
-        done = sum(len(copy.recipients) for copy in copies[:sent])
-        total = sum(len(copy.recipients) for copy in copies)
-        log.error("s=%s only %d of %d recipients have this message", session_id, done, total)
-        text = f"taken for {done} of {total} recipients, then: {reply.lines[0]}"
-        return Reply(451, "3.0", (printable(text),))
+    def _handed_over(
+        self,
+        copies: list[Copy],
+        transport: Transport,
+        job: _Job,
+        arrived: float,
+        taken: TakenCopy,
+    ) -> HandedOver:
+        origin = Origin(self._owner.login, job.session_id, arrived, job.envelope.peer.local_address)
+        retries = self._house.retries
+        if retries is not None and self._house.spool:
+            return keep(copies, origin, retries)
+        return hand_over(copies, transport, origin, retries, taken)
 
     def _tell(self, tagged: Tagged, transport: Transport, said: str, session_id: str) -> None:
         sender = tagged.sender.decode("utf-8", "replace")
@@ -254,29 +255,45 @@ class Outbound:
 
     def _pass_through(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
         """Hand the message over as it came (feature row TO-80)."""
-        transport = SendmailTransport(
-            self._house.pass_through,
-            null_sender="<>",
-            environment=self._environment(envelope.peer.local_address),
-            sender_first=True,
-            timeout=self._house.limits.dot_timeout,
-        )
+        transport = self._plain_sendmail(envelope.peer.local_address)
         recipients = tuple(recipient.encode() for recipient in envelope.recipients)
         parameters = parameters_of(envelope)
         copy = Copy(envelope.sender.encode(), recipients, b"", content, parameters=parameters)
+
+        def taken(number: int, said: str) -> None:
+            log.info(
+                "s=%s passed through to=%r sender=%r by=%s",
+                session_id,
+                envelope.recipients,
+                envelope.sender,
+                transport,
+            )
+
+        job = _Job(envelope, content, session_id, [], 0)
+        return self._handed_over([copy], transport, job, time.time(), taken).reply
+
+    def transport(self, local_address: str) -> Transport:
+        """What hands this user's messages over now.  Raises HandOffFailed; it is worth another
+        try later, when his files are right."""
         try:
-            said = transport.send(copy)
-        except HandOffFailed as error:
-            log.warning("s=%s hand-off to %s failed: %s", session_id, transport, error)
-            return error.reply
-        log.info(
-            "s=%s passed through to=%r sender=%r by=%s",
-            session_id,
-            envelope.recipients,
-            envelope.sender,
-            transport,
+            profile = self._files.profile()
+        except MissingConfig as error:
+            if self._house.pass_through:
+                return self._plain_sendmail(local_address)
+            raise HandOffFailed(_CONFIG_GONE, str(error)) from error
+        except UserFileError as error:
+            raise HandOffFailed(_CONFIG_GONE, str(error)) from error
+        return self._transport(profile.config, local_address)
+
+    def _plain_sendmail(self, local_address: str) -> SendmailTransport:
+        """For users without a configuration."""
+        return SendmailTransport(
+            self._house.pass_through,
+            null_sender="<>",
+            environment=self._environment(local_address),
+            sender_first=True,
+            timeout=self._house.limits.dot_timeout,
         )
-        return Reply(250, "0.0", (f"Ok: {printable(said)}",))
 
     def _transport(self, config: Config, local_address: str) -> Transport:
         """The one that the configuration asks for; made anew when the configuration is."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 from tofmipd.auth.files import without_waiting
 from tofmipd.auth.sources import attempted, chain_of
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep import attempts
 from tofmipd.privsep.accounts import NoAccount
@@ -12,11 +15,23 @@ from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.throttle import Throttle
-from tofmipd.privsep.users import User, house, user_of
+from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.settings import Settings
 
+log = logging.getLogger(__name__)
 
-def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = None) -> DirectGate:
+
+def personal_retries(settings: Settings) -> Retries:
+    """What looks after the person's outbox; it is started when there is a gate."""
+    return retries_of(settings, settings.outbox, lambda line: log.info("%s", line))
+
+
+def personal_gate(
+    settings: Settings,
+    pool: Pool,
+    observer: Observer | None = None,
+    retries: Retries | None = None,
+) -> DirectGate:
     """All logins stand for the person who runs the process.
 
     With a configuration directory each login has a configuration of its own there; with a script
@@ -29,17 +44,20 @@ def personal_gate(settings: Settings, pool: Pool, observer: Observer | None = No
     specs = attempted(settings)
     helper = attempts.start(specs) if specs else None
     chain = chain_of(settings, person.uid, without_waiting, helper)
-    place = house(settings, pool, observer)
+    place = house(settings, pool, observer, retries)
     logins = Logins(
         chain, settings.host_name, lambda login: _identity(settings, login), settings.limits
     )
-    return DirectGate(
+    gate = DirectGate(
         logins,
         lambda login: user_of(
             settings, place, User(login, person.home, person.full_name), form="literal"
         ),
         throttle_of(settings),
     )
+    if retries is not None:
+        retries.transports = lambda login, address: gate.user(login).transport(address)
+    return gate
 
 
 def _identity(settings: Settings, login: str) -> Identity:

@@ -23,6 +23,7 @@ class Plan:
     opened, by number.  ``sessions`` bounds how many proved sessions are remembered;
     ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
     worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
+    ``outboxes`` is the directory of all outboxes, "" for none.
     ``keys`` are files for the server that only root may read, None for none.
     """
 
@@ -37,6 +38,7 @@ class Plan:
     reopen: Callable[[], int | None]
     close_listeners: Callable[[], None]
     keys: Keys | None = None
+    outboxes: str = ""
 
 
 class Post:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tofmipd.content import Content
+from tofmipd.handoff.copy import HandOffFailed, Transport
+from tofmipd.handoff.outbox import Outbox
+from tofmipd.handoff.retries import Retries, Rules
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.outbound import House, Observer, Outbound, Owner
 from tofmipd.privsep.virtualdomains import HomeScript, NoHome
@@ -40,6 +43,10 @@ class Submits(Protocol):
 
     def submit(self, envelope: Envelope, content: Content, session_id: str) -> Reply: ...
 
+    def transport(self, local_address: str) -> Transport:
+        """What hands this user's messages over now.  Raises HandOffFailed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class User:
@@ -54,7 +61,24 @@ class User:
     full_name: str
 
 
-def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> House:
+def retries_of(
+    settings: Settings,
+    directory: str,
+    note: Callable[[str], None],
+    begin_thread: Callable[[], None] = lambda: None,
+) -> Retries:
+    """What looks after the outbox in a directory; it does not run yet."""
+    queue = settings.queue
+    rules = Rules(settings.host_name, queue.lifetime, queue.warning, queue.first_pause)
+    return Retries(Outbox(directory), rules, note, begin_thread)
+
+
+def house(
+    settings: Settings,
+    pool: Pool,
+    observer: Observer | None = None,
+    retries: Retries | None = None,
+) -> House:
     """What all users of this process have in common."""
     return House(
         settings.host_name,
@@ -66,6 +90,8 @@ def house(settings: Settings, pool: Pool, observer: Observer | None = None) -> H
         script_timeout=settings.programs.script_timeout,
         pass_eight_bit=settings.pass_eight_bit,
         senders=_sender_rules(settings),
+        retries=retries,
+        spool=settings.queue.spool,
     )
 
 
@@ -167,6 +193,14 @@ class VirtualUser:
             log.error("s=%s deferred: %s", session_id, error)
             return _NO_HOME
         return outbound.submit(envelope, content, session_id)
+
+    def transport(self, local_address: str) -> Transport:
+        """See Outbound.transport."""
+        try:
+            outbound = self._outbound(local_address)
+        except NoHome as error:
+            raise HandOffFailed(_NO_HOME, str(error)) from error
+        return outbound.transport(local_address)
 
     def _outbound(self, local_address: str) -> Outbound:
         with self._lock:

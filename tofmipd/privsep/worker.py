@@ -20,7 +20,7 @@ from tofmipd.privsep.channel import Channel, Gone, close_all
 from tofmipd.privsep.frames import MESSAGES_AT_ONCE, BadFrame, Control, Kind, LogLine
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
-from tofmipd.smtp.reply import Reply
+from tofmipd.smtp.reply import Reply, printable
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,11 @@ _SEND_LIMIT_SECONDS = 30
 _BATCH_OCTETS = 32 << 10
 _LINES_LIMIT = 10_000
 _LINE_CHARACTERS = 2000
+# Lines to the monitor; fewer than it bears.
+_SENT_LIMIT, _SENT_A_SECOND = 100, 10
+_SENT_CHARACTERS = 1000
+# Who was started for no message leaves sooner.
+_FIRST_IDLE_SECONDS = 5.0
 
 _TOO_SLOW = Reply(451, "3.5", ("Error: reading your TMDA files takes too long",))
 
@@ -39,13 +44,39 @@ Submit = Callable[[Envelope, Content, str], Reply]
 class Shipping(logging.Handler):
     """Keeps log lines until they go to the server with an answer: a worker has no log of its own.
 
-    What a thread logs while it deals with a message belongs to that message.
+    What a thread logs while it deals with a message belongs to that message.  What one logs that
+    looks after the outbox goes to the monitor, as long as it is not too much.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._own = threading.local()
         self._common: list[LogLine] = []
+        self._monitor: Channel | None = None
+        self._sent = 0
+        self._born = time.monotonic()
+
+    def look_after_outbox(self, monitor: Channel) -> None:
+        """What the calling thread logs from now on goes to the monitor."""
+        self._monitor = monitor
+        self._own.outbox = True
+
+    def _keep(self, level: int, text: str) -> None:
+        if getattr(self._own, "outbox", False):
+            self._tell_monitor(level, text)
+            return
+        lines = getattr(self._own, "lines", self._common)
+        if len(lines) < _LINES_LIMIT:
+            lines.append((level, text))
+
+    def _tell_monitor(self, level: int, text: str) -> None:
+        self._sent += 1
+        if self._sent > _SENT_LIMIT + _SENT_A_SECOND * (time.monotonic() - self._born):
+            return
+        frame = Control(Kind.LINE, level, (printable(text, _SENT_CHARACTERS),))
+        with contextlib.suppress(Gone, OSError):
+            assert self._monitor is not None
+            self._monitor.send(frame.encode())
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -54,16 +85,12 @@ class Shipping(logging.Handler):
             text = text[:_LINE_CHARACTERS]
         except Exception as error:
             text = f"a log line could not be made: {error!r}"[:_LINE_CHARACTERS]
-        lines = getattr(self._own, "lines", self._common)
-        if len(lines) < _LINES_LIMIT:
-            lines.append((min(max(record.levelno, 0), 255), text))
+        self._keep(min(max(record.levelno, 0), 255), text)
 
     def note(self, line: str) -> None:
         """A line at INFO without the ways of a log record: there is one for every message."""
         if log.isEnabledFor(logging.INFO):
-            lines = getattr(self._own, "lines", self._common)
-            if len(lines) < _LINES_LIMIT:
-                lines.append((logging.INFO, line[:_LINE_CHARACTERS]))
+            self._keep(logging.INFO, line[:_LINE_CHARACTERS])
 
     def begin(self) -> None:
         self._own.lines = []
@@ -78,7 +105,8 @@ class Shipping(logging.Handler):
 class Worker:
     """Serves sessions, a thread for each; the main thread obeys the monitor.
 
-    ``idle_timeout`` is in seconds.
+    ``idle_timeout`` is in seconds.  ``occupied`` tells whether there is something to do beside
+    messages of sessions.
     """
 
     def __init__(
@@ -89,7 +117,9 @@ class Worker:
         *,
         idle_timeout: float,
         size_limit_octets: int,
+        occupied: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._occupied = occupied
         self._control = control
         self._login = login
         self._shipping = shipping
@@ -103,7 +133,7 @@ class Worker:
         self._sessions: dict[Channel, threading.Thread] = {}
         # When the message that a session waits for came in, and when a worker last had one.
         self._busy: dict[Channel, float] = {}
-        self._last_busy = time.monotonic()
+        self._last_busy = time.monotonic() - max(idle_timeout - _FIRST_IDLE_SECONDS, 0)
         self._asked = False
         self._submit: Submit = lambda envelope, content, session_id: replies.INTERNAL_ERROR
         os.register_at_fork(after_in_child=self._forget)
@@ -133,6 +163,8 @@ class Worker:
     def _patience(self) -> float:
         if self._asked or self._busy:
             return HEARTBEAT_SECONDS if self._asked else min(HEARTBEAT_SECONDS, self._idle_timeout)
+        if self._occupied():
+            return _FIRST_IDLE_SECONDS
         return max(self._last_busy + self._idle_timeout - time.monotonic(), 0.001)
 
     def _keep_time(self) -> None:
@@ -144,7 +176,7 @@ class Worker:
         for channel in waiting:
             with contextlib.suppress(Gone, TimeoutError, OSError):
                 channel.send(frames.encode_lines([]))
-        if idle and not self._asked:
+        if idle and not self._asked and not self._occupied():
             self._asked = True
             self._control.send(Control(Kind.IDLE).encode())
 

@@ -12,10 +12,13 @@ from tofmipd.privsep.identity import Identity
 
 @dataclass(slots=True, kw_only=True)
 class Worker(Child):
-    """``frames`` counts what it has said; ``used`` is when it was used last (time.monotonic())."""
+    """``frames`` and ``lines`` count what it has said; ``born`` is when it was made, ``used`` when
+    it was used last (time.monotonic())."""
 
     identity: Identity
     frames: int = 0
+    lines: int = 0
+    born: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
 
 

@@ -1,0 +1,160 @@
+"""A message's copies on their way out, while its client waits: all or nothing until the first one
+is taken; from then on nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
+from tofmipd.handoff.outbox import Draft
+from tofmipd.handoff.retries import Retries
+from tofmipd.handoff.stored import DEFERRED, REFUSED, TAKEN, Event, Origin, Place
+from tofmipd.smtp.reply import Reply, printable
+
+log = logging.getLogger(__name__)
+
+# What a next hop's reply begins with and ours has already.
+_OWN_WORDS = re.compile(r"\A[0-9]{3}(?: [0-9]\.[0-9]+\.[0-9]+)?(?: *ok(?:\b:?))? *", re.IGNORECASE)
+_NO_ROOM = Reply(451, "3.0", ("Error: your message cannot be kept here now, try again later",))
+
+# Told of each copy that is taken: its number, and what the next hop said.
+TakenCopy = Callable[[int, str], None]
+
+
+class HandedOver(NamedTuple):
+    """``reply`` is for the client; the first ``copies`` of the message are on their way."""
+
+    reply: Reply
+    copies: int
+
+
+def hand_over(
+    copies: Sequence[Copy],
+    transport: Transport,
+    origin: Origin,
+    retries: Retries | None,
+    taken: TakenCopy,
+) -> HandedOver:
+    """Hand copies of one message over.
+
+    With more than one of them the outbox is prepared first, so that what comes after the first
+    copy cannot fail for want of room.  Without ``retries`` the client hears how many have it.
+    """
+    if len(copies) == 1 or retries is None:
+        return _Handover(copies, transport, origin, taken).run(None, None)
+    try:
+        draft = retries.outbox.prepare(copies, origin)
+    except OSError as error:
+        return _no_room(origin, retries, error)
+    with draft:
+        return _Handover(copies, transport, origin, taken).run(retries, draft)
+
+
+def keep(copies: Sequence[Copy], origin: Origin, retries: Retries) -> HandedOver:
+    """Put all copies into the outbox first."""
+    now = time.time()
+    try:
+        with retries.outbox.prepare(copies, origin) as draft:
+            draft.commit([], now)
+    except OSError as error:
+        return _no_room(origin, retries, error)
+    retries.add(draft.id, now)
+    log.info("s=%s kept for the next hop queue=%s", origin.session_id, draft.id)
+    return HandedOver(Reply(250, "0.0", (f"Ok: queued as {draft.id}",)), len(copies))
+
+
+def _no_room(origin: Origin, retries: Retries, error: OSError) -> HandedOver:
+    log.error(
+        "s=%s deferred: the outbox %s cannot be written: %s",
+        origin.session_id,
+        retries.outbox.directory,
+        error.strerror or error,
+    )
+    return HandedOver(_NO_ROOM, 0)
+
+
+class _Handover:
+    """One message; it is used once."""
+
+    def __init__(
+        self, copies: Sequence[Copy], transport: Transport, origin: Origin, taken: TakenCopy
+    ) -> None:
+        self._copies = copies
+        self._transport = transport
+        self._origin = origin
+        self._taken = taken
+        self._said: list[str] = []
+
+    def run(self, retries: Retries | None, draft: Draft | None) -> HandedOver:
+        session = self._origin.session_id
+        try:
+            self._transport.send_all(self._copies, self._take)
+        except HandOffFailed as error:
+            log.warning("s=%s hand-off to %s failed: %s", session, self._transport, error)
+            if not self._said:
+                return HandedOver(error.reply, 0)
+            if retries is None or draft is None:
+                return self._stopped_short(error)
+            return self._put_off(error, retries, draft)
+        words = printable(_OWN_WORDS.sub("", self._said[-1])) or "sent"
+        return HandedOver(Reply(250, "0.0", (f"Ok: {words}",)), len(self._copies))
+
+    def _take(self, said: str) -> None:
+        self._said.append(said)
+        self._taken(len(self._said) - 1, said)
+
+    def _put_off(self, error: HandOffFailed, retries: Retries, draft: Draft) -> HandedOver:
+        """Some have it: we answer for the others."""
+        events = self._events(error)
+        due = retries.first_due(events)
+        try:
+            draft.commit(events, due)
+        except OSError as trouble:
+            _no_room(self._origin, retries, trouble)
+            return self._stopped_short(error)
+        retries.add(draft.id, due)
+        done, total = self._counts()
+        log.warning(
+            "s=%s %d of %d recipients have this message, the outbox has it for the others queue=%s",
+            self._origin.session_id,
+            done,
+            total,
+            draft.id,
+        )
+        text = f"Ok: taken for {done} of {total} recipients, queued as {draft.id} for the others"
+        return HandedOver(Reply(250, "0.0", (text,)), len(self._copies))
+
+    def _events(self, error: HandOffFailed) -> list[Event]:
+        """What has become of each recipient until now."""
+        now, by = time.time(), str(self._transport)
+        said_by = by if error.heard else ""
+        failed = len(self._said)
+        what = REFUSED if error.reply.code >= 500 else DEFERRED
+        events = [
+            Event(TAKEN, now, Place(number, recipient), by, said)
+            for number, said in enumerate(self._said)
+            for recipient in range(len(self._copies[number].recipients))
+        ]
+        events += [
+            Event(what, now, Place(failed, recipient), said_by, str(error.reply))
+            for recipient in range(len(self._copies[failed].recipients))
+        ]
+        return events
+
+    def _stopped_short(self, error: HandOffFailed) -> HandedOver:
+        """What the client hears where nobody answers for the rest."""
+        done, total = self._counts()
+        log.error(
+            "s=%s only %d of %d recipients have this message", self._origin.session_id, done, total
+        )
+        text = f"taken for {done} of {total} recipients, then: {error.reply.lines[0]}"
+        return HandedOver(Reply(451, "3.0", (printable(text),)), len(self._said))
+
+    def _counts(self) -> tuple[int, int]:
+        """How many recipients have it, and how many there are."""
+        numbers = [len(copy.recipients) for copy in self._copies]
+        return sum(numbers[: len(self._said)]), sum(numbers)
