@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fakes import PATIENCE_SECONDS, wait_for
+from forking import in_child
 
 from tofmipd import programs
 from tofmipd.programs import OUTPUT_LIMIT_OCTETS, Outcome
@@ -142,16 +144,51 @@ def test_what_a_program_writes_last_is_read_though_it_has_ended():
     assert outcome == Outcome(0, b"\0" * 200_000 + b"end\n")
 
 
-def test_a_child_that_floods_the_output_after_the_end_does_not_go_on_for_ever(tmp_path):
+def test_a_child_that_floods_the_output_after_the_end_holds_nobody_up(tmp_path):
     begun = time.monotonic()
-    outcome = shell(f"yes & echo $! > {tmp_path}/pid; exit 0", timeout=0.3)
+    outcome = shell(f"echo first; cat /dev/zero & echo $! > {tmp_path}/pid; exit 6", timeout=60)
     assert time.monotonic() - begun < PATIENCE_SECONDS
-    assert outcome.status in (0, None)
+    assert outcome.status == 6
+    assert outcome.output.startswith(b"first\n")
     pid = int((tmp_path / "pid").read_text())
-    if outcome.status is None:
-        wait_for(lambda: not running(pid))
-    elif running(pid):
-        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not running(pid))
+
+
+def test_what_is_written_last_is_read_whole_again_and_again():
+    """A pipe full, so that nothing waits for its reader."""
+    for _ in range(30):
+        outcome = shell("head -c 65536 /dev/zero; exit 1", output_limit=100_000)
+        assert outcome == Outcome(1, b"\0" * 65536)
+
+
+@pytest.mark.root
+@pytest.mark.peer("setpriv")
+def test_a_program_that_cannot_be_killed_does_not_outlive_the_limit_of_time(monkeypatch):
+    """By its set-user-ID bit it runs as root for somebody else, like some sendmail programs."""
+    monkeypatch.setattr(programs, "_KILL_SECONDS", 0.1)
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        if os.statvfs(directory).f_flag & os.ST_NOSUID:
+            pytest.skip("set-user-ID bits have no effect on this file system")
+        program = shutil.copy(shutil.which("setpriv") or "setpriv", directory)
+        os.chmod(program, 0o4755)
+        as_root = [program, "--reuid=0", "--regid=0", "--clear-groups"]
+        command = [*as_root, "/bin/sh", "-c", "echo $$; exec sleep 60"]
+
+        def act():
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            outcome = programs.run(command, ENVIRONMENT, 1)
+            return outcome.status, int(outcome.output)
+
+        begun = time.monotonic()
+        ended = in_child(act)
+        assert time.monotonic() - begun < PATIENCE_SECONDS
+        assert ended.status == 0, ended.said
+        status, _, pid = ended.said.strip("()\n").partition(", ")
+        assert status == "None"
+        assert running(int(pid))
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def test_many_programs_run_side_by_side():

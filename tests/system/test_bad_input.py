@@ -333,7 +333,7 @@ def test_a_next_hop_that_does_not_answer_is_given_up(start, home):
     [
         (os.EX_TEMPFAIL, "451 4.3.0 sendmail cannot take the message now (status 75)"),
         (os.EX_NOUSER, "554 5.1.1 sendmail refuses the message (status 67)"),
-        (os.EX_USAGE, "554 5.0.0 sendmail refuses the message (status 64)"),
+        (os.EX_USAGE, "554 5.5.4 sendmail refuses the message (status 64)"),
         (1, "554 5.0.0 sendmail refuses the message (status 1)"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_message_of_several_mebibytes_passes_unchanged(proxy, sendmail):
         (os.EX_TEMPFAIL, "451 4.3.0 sendmail cannot take the message now (status 75)"),
         (os.EX_NOUSER, "554 5.1.1 sendmail refuses the message (status 67)"),
         (os.EX_IOERR, "451 4.3.0 "),
-        (os.EX_USAGE, "554 5.0.0 "),
+        (os.EX_USAGE, "554 5.5.4 "),
         (1, "554 5.0.0 "),
     ],
 )
