@@ -6,7 +6,9 @@ import gc
 import logging
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,19 @@ def _umask_as_it_was():
     os.umask(old)
     yield
     os.umask(old)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 128 KiB.  Tests that use it bear the mark root."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(path)]
+    mounted = subprocess.run(mount, capture_output=True, timeout=20)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True, timeout=20)
 
 
 def pytest_collection_finish() -> None:

@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tofmipd import __version__, cli
-from tofmipd.arguments import host_port, host_port_v6, positive, seconds
-from tofmipd.settings import GlobalMode, Listen, SourceSpec
+from tofmipd.arguments import host_port, host_port_v6, positive, rates, seconds
+from tofmipd.settings import GlobalMode, Listen, Quotas, Rate, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
 ANCESTORS_OPTIONS = (
@@ -33,6 +33,7 @@ NEW_OPTIONS = (
     " --login-timeout --idle-timeout --data-timeout --remoteauth-ca --remoteauth-tls"
     " --nexthop-connect-timeout --nexthop-timeout --nexthop-dot-timeout"
     " --min-uid --max-workers --source-timeout --source-attempts --script-timeout --cpus"
+    " --limit --limit-recipients --limit-file"
 )
 GROUPS = ("General", "Connection", "Authentication", "Encryption", "Virtual Domains", "Limits")
 
@@ -543,3 +544,54 @@ def test_the_time_of_others_programs_can_be_chosen(as_root):
 def test_all_cpus_are_used_only_if_wanted(as_root):
     assert as_root([]).one_cpu
     assert not as_root(["--cpus=all"]).one_cpu
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "shown"),
+    [
+        ("100/1h", [(100, 3600)], "100/1h"),
+        ("100/1h,500/1d", [(100, 3600), (500, 86400)], "100/1h 500/1d"),
+        (" 1/90s , 2/120m", [(1, 90), (2, 7200)], "1/90s 2/2h"),
+        ("999999999/99999d,0010/048h", [(999999999, 99999 * 86400), (10, 172800)], None),
+        ("1/1s,1/1s", [(1, 1), (1, 1)], "1/1s 1/1s"),
+    ],
+)
+def test_a_limit_is_a_number_in_a_time(text, expected, shown):
+    found = rates(text)
+    assert list(found) == expected
+    assert shown is None or " ".join(map(str, found)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ",", "100", "100/h", "100/1", "/1h", "0/1h", "1/0h", "-1/1h", "1/1w", "1/1H"),
+        *(
+            "1/1h,",
+            "1/1h;1/1d",
+            "1.5/1h",
+            "1e3/1h",
+            "1 /1h",
+            "²/1h",
+            "1/1h\n2/1d",
+            "9" * 10 + "/1h",
+        ),
+    ],
+)
+@pytest.mark.parametrize("option", ["--limit", "--limit-recipients"])
+def test_a_limit_that_is_none_is_refused_in_one_line(run, option, text):
+    status, printed, said = run(f"{option}={text}")
+    assert (status, printed) == (os.EX_USAGE, "")
+    assert re.fullmatch(rf"tofmipd: argument {option}: '.*' is not COUNT/TIME, such as .*\n", said)
+
+
+@pytest.mark.parametrize(
+    ("who", "file"), [("as_bobby", "{home}/.tmda/limits"), ("as_root", "/var/lib/tofmipd/limits")]
+)
+def test_limits_are_counted_in_a_file_of_the_mode(who, file, request, home):
+    make = request.getfixturevalue(who)
+    assert make([]).quotas == Quotas((), (), file.format(home=home))
+    assert not make(["--limit-file", "x"]).quotas.given
+    made = make(["--limit", "5/1m", "--limit-recipients=7/1d", "--limit-file", "~/x"]).quotas
+    assert made == Quotas((Rate(5, 60),), (Rate(7, 86400),), f"{home}/x")
+    assert made.given

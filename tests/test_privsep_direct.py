@@ -35,7 +35,7 @@ from tofmipd.privsep.outbound import (
 )
 from tofmipd.privsep.personal import personal_gate
 from tofmipd.privsep.submission import parsed_header, received_value
-from tofmipd.settings import Limits, NextHopLimits, Person, Settings
+from tofmipd.settings import Limits, NextHopLimits, Person, Quotas, Rate, Scripts, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.tmda.config import Surroundings
@@ -722,3 +722,23 @@ def test_with_a_configuration_directory_each_login_has_its_own(home, next_hop, s
     gate = personal_gate(settings(configdir=str(directory)), Pool())
     assert send_as(gate, "bobby", b"FooBar").startswith("250 ")
     assert send_as(gate, "chloe", b"baz_bap").startswith("554 5.3.5 ")
+
+
+def test_a_limit_counts_what_has_been_taken_for_each_login(home, next_hop, settings, tmp_path):
+    """What the throttle script refuses is not counted."""
+    script = tmp_path / "throttle"
+    script.write_text(f"#!/bin/sh\ntest -e {tmp_path}/open\n")
+    script.chmod(0o755)
+    home.config(next_hop)
+    quotas = Quotas((Rate(1, 3600),), (), str(tmp_path / "limits"))
+    gate = personal_gate(settings(quotas=quotas, scripts=Scripts(str(script))), Pool())
+    assert send_as(gate, "bobby", b"FooBar").startswith("450 4.7.1 ")
+    (tmp_path / "open").touch()
+    for login, password, code in (
+        ("bobby", b"FooBar", "250 "),
+        ("bobby", b"FooBar", "452 4.7.1 You may send 1 message in 1 hour"),
+        ("chloe", b"baz_bap", "250 "),
+    ):
+        assert send_as(gate, login, password).startswith(code)
+    assert len(next_hop.messages) == 2
+    gate.quota.close()

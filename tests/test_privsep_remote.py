@@ -35,10 +35,11 @@ from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.frames import Control, Kind, Opening, Refusal
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.offer import Offer
+from tofmipd.privsep.quota import Quota
 from tofmipd.privsep.remote import RemoteGate, RemotePass
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.pump import Pump
-from tofmipd.settings import Limits
+from tofmipd.settings import Limits, Quotas, Rate
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
@@ -114,11 +115,16 @@ class WorkerEnd:
 class Court:
     """A gate with a monitor by hand; what may wait runs in threads of ``pool``."""
 
-    def __init__(self, pool: ThreadPoolExecutor, throttle: Throttle | None = None) -> None:
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        throttle: Throttle | None = None,
+        quota: Quota | None = None,
+    ) -> None:
         self.monitor, control = Channel.pair()
         self.monitor.limit_waiting(PATIENCE_SECONDS)
         offer = Offer(frozenset(ALL_MECHANISMS))
-        self.gate = RemoteGate(control, offer, PATIENCE_SECONDS, throttle)
+        self.gate = RemoteGate(control, offer, PATIENCE_SECONDS, throttle, quota=quota)
         self.stopped = threading.Event()
         self.pool = pool
         self._control = control
@@ -621,6 +627,25 @@ def test_a_throttle_is_asked_before_any_worker(courts, tmp_path):
     reply = court.logged_in().submit(envelope(), content_of(MESSAGE))
     assert str(reply) == "450 4.7.1 Outgoing mail quota exceeded"
     assert court.heard_nothing()
+
+
+def test_a_limit_is_asked_before_any_worker_and_counts_what_a_worker_has_taken(courts, tmp_path):
+    rates = (Rate(3, 3600),)
+    quota = Quota(Quotas(recipients=rates, file=str(tmp_path / "limits")))
+    court = courts(quota=quota)
+    gate_pass = court.logged_in()
+    worker = None
+    for count, reply in ((3, Reply(550, "1.1", ("no",))), (2, TAKEN), (1, TAKEN)):
+        said = court.submit(gate_pass, count=count)
+        worker = worker or court.grant()
+        worker.take()
+        worker.answer(reply)
+        assert done(said) == reply
+    told = str(done(court.submit(gate_pass)))
+    assert told.startswith("452 4.7.1 You may send to 3 recipients in 1 hour: try again in ")
+    assert court.heard_nothing()
+    worker.close()
+    quota.close()
 
 
 # Workers that die.

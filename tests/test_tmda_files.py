@@ -518,19 +518,6 @@ def test_what_does_not_fit_is_taken_back(files, home):
     assert sorted(os.listdir(home)) == ["list", "log"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", path], capture_output=True, timeout=20
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", path], check=True, timeout=20)
-
-
 @pytest.mark.root
 def test_on_a_full_disk_nothing_is_half_written(small_disk):
     files = Files(str(small_disk))

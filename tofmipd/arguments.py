@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from tofmipd.errors import USAGE
-from tofmipd.settings import TLS_MODES, Listen
+from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Rate
 
 _WIDTH = 88
 
@@ -102,7 +102,7 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS = {"": 1} | TIME_UNITS
 
 
 def duration(text: str) -> float:
@@ -111,3 +111,15 @@ def duration(text: str) -> float:
     if match is None or int(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 4h or 5d")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def rates(text: str) -> tuple[Rate, ...]:
+    """``COUNT/TIME``, several with commas; TIME is a whole number of s, m, h or d."""
+    return tuple(_rate(word.strip()) for word in text.split(","))
+
+
+def _rate(word: str) -> Rate:
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,5})([smhd])", word)
+    if match is None or not (int(match[1]) and int(match[2])):
+        raise argparse.ArgumentTypeError(f"{word!r} is not COUNT/TIME, such as 100/1h or 500/7d")
+    return Rate(int(match[1]), int(match[2]) * TIME_UNITS[match[3]])

@@ -34,6 +34,7 @@ from tofmipd.settings import (
     Person,
     ProgramLimits,
     Queue,
+    Quotas,
     Scripts,
     SenderCheck,
     Settings,
@@ -234,6 +235,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         encryption=_encryption(options, who),
         received=options.received,
         limits=limits,
+        quotas=_quotas(options, who, mode),
         next_hop=next_hop,
         queue=Queue(
             absolute(options.outbox, who.home),
@@ -267,6 +269,12 @@ def _sender_check(options: argparse.Namespace, who: Person, mode: GlobalMode | N
         tuple(dict.fromkeys(name.lower() for name in [*options.sender_domain, *_own_domains()])),
         absolute(options.senders or default, who.home),
     )
+
+
+def _quotas(options: argparse.Namespace, who: Person, mode: GlobalMode | None) -> Quotas:
+    default = "/var/lib/tofmipd/limits" if mode else f"{who.home}/.tmda/limits"
+    file = absolute(options.limit_file or default, who.home)
+    return Quotas(options.limit, options.limit_recipients, file)
 
 
 def _own_domains() -> list[str]:

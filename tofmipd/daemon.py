@@ -84,6 +84,7 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
     from tofmipd.globalmode import GlobalDaemon
     from tofmipd.privsep import linux
     from tofmipd.privsep.accounts import service_rights
+    from tofmipd.privsep.directories import make_private
     from tofmipd.privsep.monitor import Monitor
     from tofmipd.privsep.outboxes import OutboxError, make_base
 
@@ -92,6 +93,8 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
         make_base(settings.outbox)
     except OutboxError as error:
         raise Fatal(CANT_CREATE, str(error)) from None
+    if settings.quotas.given:
+        make_private(os.path.dirname(settings.quotas.file), rights)
     sockets = listen(settings)
     background = None
     if not settings.foreground:

@@ -37,7 +37,7 @@ from tofmipd.privsep.keyfiles import Keys, reader_of
 from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.offer import Offer
 from tofmipd.privsep.outboxes import OutboxError, make_own
-from tofmipd.privsep.personal import throttle_of
+from tofmipd.privsep.personal import quota_of, throttle_of
 from tofmipd.privsep.plan import Plan
 from tofmipd.privsep.remote import RemoteGate
 from tofmipd.privsep.users import User, house, retries_of, user_of
@@ -142,9 +142,12 @@ class GlobalDaemon:
         confine.descriptors(_DESCRIPTORS_PER_SESSION * settings.limits.connections + 200)
         try:
             encryption = Encryption(settings, again=bool(self.begun))
+            quota = quota_of(settings)
+            self._step_down()
+            if quota is not None and not self.begun:
+                quota.check()
         except Fatal as error:
             return _failed(control, str(error), error.status)
-        self._step_down()
         script = settings.scripts.throttle
         if script and not os.access(script, os.X_OK):
             return _failed(
@@ -162,6 +165,7 @@ class GlobalDaemon:
             auth_limit,
             throttle_of(settings),
             lambda files: encryption.take(list(files), reader_of(files)),
+            quota,
         )
         service = service_of(settings, gate, encryption.encrypt)
         listeners = [
@@ -179,6 +183,8 @@ class GlobalDaemon:
             listener.stop()
         if not service.stop():
             log.warning("some sessions did not end in time and are cut off")
+        if quota is not None:
+            quota.close()
         return 0
 
     def _step_down(self) -> None:

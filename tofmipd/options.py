@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tofmipd.arguments import Parser, duration, host_port, host_port_v6, positive, seconds
+from tofmipd.arguments import (
+    Parser,
+    duration,
+    host_port,
+    host_port_v6,
+    positive,
+    rates,
+    seconds,
+)
 from tofmipd.settings import (
     GLOBAL_OUTBOXES,
     REMOTE_TLS_MODES,
@@ -326,6 +334,15 @@ def _add_limits(parser: Parser) -> None:
 
     number("--size", "OCTETS", _LIMITS.size, "of a message")
     number("--max-recipients", "NUM", _LIMITS.max_recipients, "of a message")
+    for name, what in (("--limit", "messages"), ("--limit-recipients", "recipients")):
+        text = f"{what} of a login in a time, e.g. 100/1h,500/1d (no limit)"
+        add(name, metavar="LIST", type=rates, default=(), help=text)
+    add(
+        "--limit-file",
+        metavar="FILE",
+        default="",
+        help="where they are counted (/var/lib/tofmipd/limits, personally ~/.tmda/limits)",
+    )
     number("--max-errors", "NUM", _LIMITS.max_errors, "wrong commands of a session")
     number("--max-auth-failures", "NUM", _LIMITS.max_auth_failures, "failed logins of a session")
     number(

@@ -14,6 +14,8 @@ TLS_MODES = ("on", "optional", "localoptional")
 REMOTE_TLS_MODES = ("verified", "unverified", "none")
 # Whose addresses a login may not use as its own (feature row BX-1).
 SENDER_CHECKS = ("off", "others", "own")
+# Units of time in limits, the largest first, in seconds.
+TIME_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 class Listen(NamedTuple):
@@ -37,6 +39,36 @@ class SourceSpec(NamedTuple):
 
     kind: str
     argument: str
+
+
+class Rate(NamedTuple):
+    """At most so many in any stretch of time of so many seconds."""
+
+    most: int
+    seconds: int
+
+    @property
+    def span(self) -> tuple[int, str]:
+        """The time as a number and one of TIME_UNITS, the largest that fits."""
+        unit = next(unit for unit, size in TIME_UNITS.items() if self.seconds % size == 0)
+        return self.seconds // TIME_UNITS[unit], unit
+
+    def __str__(self) -> str:
+        number, unit = self.span
+        return f"{self.most}/{number}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What one login may send; all rates hold.  Counts are kept in ``file``."""
+
+    messages: tuple[Rate, ...] = ()
+    recipients: tuple[Rate, ...] = ()
+    file: str = ""
+
+    @property
+    def given(self) -> bool:
+        return bool(self.messages or self.recipients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +252,7 @@ class Settings:
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
     received: str = "full"
     limits: Limits = field(default_factory=Limits)
+    quotas: Quotas = field(default_factory=Quotas)
     next_hop: NextHopLimits = field(default_factory=NextHopLimits)
     programs: ProgramLimits = field(default_factory=ProgramLimits)
     queue: Queue = field(default_factory=Queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tofmipd.auth.credentials import Credentials, Judgement, Origin, Verdict
 from tofmipd.content import Content
@@ -13,6 +14,9 @@ from tofmipd.privsep.users import Submits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.quota import Quota
 
 
 class DirectGate:
@@ -26,9 +30,11 @@ class DirectGate:
         logins: Logins,
         user_of: Callable[[str], Submits],
         throttle: Throttle | None = None,
+        quota: Quota | None = None,
     ) -> None:
         self.logins = logins
         self.throttle = throttle
+        self.quota = quota
         self._user_of = user_of
         self._lock = threading.Lock()
         self._users: dict[str, Submits] = {}
@@ -73,6 +79,16 @@ class DirectPass:
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
             return replies.AUTH_REQUIRED
+        if self._gate.quota is None:
+            return self._pass_on(envelope, content)
+        return self._gate.quota.limited(
+            self._login,
+            len(envelope.recipients),
+            self._id,
+            lambda: self._pass_on(envelope, content),
+        )
+
+    def _pass_on(self, envelope: Envelope, content: Content) -> Reply:
         if self._gate.throttle is not None:
             refusal = self._gate.throttle.refusal(self._login, self._id)
             if refusal is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from tofmipd.auth.files import without_waiting
 from tofmipd.auth.sources import attempted, chain_of
+from tofmipd.errors import UNAVAILABLE, Fatal
 from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep import attempts
@@ -17,6 +19,9 @@ from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.throttle import Throttle
 from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.settings import Settings
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +43,15 @@ def personal_gate(
     for virtual users each has a home of its own.
 
     The caller has one thread where attempts are to be made for a source.  Raises
-    SourceFileError.
+    SourceFileError, and Fatal for a file of limits that is of no use.
     """
     person = settings.person
     specs = attempted(settings)
     helper = attempts.start(specs) if specs else None
     chain = chain_of(settings, person.uid, without_waiting, helper)
+    quota = quota_of(settings)
+    if quota is not None:
+        quota.check()
     place = house(settings, pool, observer, retries)
     logins = Logins(
         chain, settings.host_name, lambda login: _identity(settings, login), settings.limits
@@ -54,6 +62,7 @@ def personal_gate(
             settings, place, User(login, person.home, person.full_name), form="literal"
         ),
         throttle_of(settings),
+        quota,
     )
     if retries is not None:
         retries.transports = lambda login, address: gate.user(login).transport(address)
@@ -72,3 +81,14 @@ def throttle_of(settings: Settings) -> Throttle | None:
     if not scripts.throttle:
         return None
     return Throttle(scripts.throttle, scripts.search_path, settings.programs.script_timeout)
+
+
+def quota_of(settings: Settings) -> Quota | None:
+    """None without limits.  Raises Fatal where Python has no SQLite."""
+    if not settings.quotas.given:
+        return None
+    try:
+        from tofmipd.privsep.quota import Quota
+    except ImportError as error:
+        raise Fatal(UNAVAILABLE, f"--limit needs Python's module sqlite3: {error}") from None
+    return Quota(settings.quotas)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tofmipd.auth.credentials import Credentials, Judgement, Origin, Verdict
 from tofmipd.content import Content, memory_file
@@ -25,6 +26,9 @@ from tofmipd.privsep.throttle import Throttle
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply, printable
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +94,12 @@ class RemoteGate:
         auth_limit: float,
         throttle: Throttle | None = None,
         new_keys: Callable[[Mapping[str, bytes | OSError]], None] | None = None,
+        quota: Quota | None = None,
     ) -> None:
         self._offer = offer
         self.auth = AuthChannels(auth_limit)
         self.throttle = throttle
+        self.quota = quota
         self._control = control
         self._key_files = KeyFiles()
         self._new_keys = new_keys
@@ -319,6 +325,16 @@ class RemotePass:
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
             return replies.AUTH_REQUIRED
+        if self._gate.quota is None:
+            return self._pass_on(envelope, content)
+        return self._gate.quota.limited(
+            self._login,
+            len(envelope.recipients),
+            self._id,
+            lambda: self._pass_on(envelope, content),
+        )
+
+    def _pass_on(self, envelope: Envelope, content: Content) -> Reply:
         if self._gate.throttle is not None:
             refusal = self._gate.throttle.refusal(self._login, self._id)
             if refusal is not None:
