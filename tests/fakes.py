@@ -539,8 +539,9 @@ FEATURES = ("PIPELINING", "SIZE 100000000", "8BITMIME", "ENHANCEDSTATUSCODES")
 class FakeNextHop:
     """An SMTP server in threads, as strict as the RFC about line ends.
 
-    ``script`` may replace any answer.  ``login`` demands these credentials by AUTH PLAIN,
-    ``tls`` offers STARTTLS.  With ``keep`` off only the digest of a message is remembered.
+    ``script`` may replace any answer.  ``login`` demands these credentials by one of
+    ``mechanisms``, ``tls`` offers STARTTLS or, if ``implicit``, begins with it.  With ``keep`` off
+    only the digest of a message is remembered.
     """
 
     def __init__(
@@ -549,13 +550,17 @@ class FakeNextHop:
         *,
         features: tuple[str, ...] = FEATURES,
         login: tuple[str, str] | None = None,
+        mechanisms: tuple[str, ...] = ("PLAIN",),
         tls: ssl.SSLContext | None = None,
+        implicit: bool = False,
         keep: bool = True,
     ) -> None:
         self.script = script
         self.features = features
         self.login = login
+        self.mechanisms = mechanisms
         self.tls = tls
+        self.implicit = implicit
         self.keep = keep
         self.connections = 0
         self.closed_connections = 0
@@ -647,6 +652,8 @@ class _NextHopSession:
         self.secure = self.known = False
 
     def run(self) -> None:
+        if self.hop.implicit:
+            self.shake_hands()
         going = self.answer("GREETING", "", b"220 next.example ESMTP fake\r\n")
         while going:
             line = self.line()
@@ -725,7 +732,7 @@ class _NextHopSession:
             if self.hop.tls is not None and not self.secure:
                 lines.append("STARTTLS")
             if self.hop.login is not None:
-                lines.append("AUTH PLAIN")
+                lines.append("AUTH " + " ".join(self.hop.mechanisms))
         last = len(lines) - 1
         return "".join(
             f"250{' ' if number == last else '-'}{line}\r\n" for number, line in enumerate(lines)
@@ -736,18 +743,36 @@ class _NextHopSession:
             return self.answer("STARTTLS", "", b"502 5.5.1 no TLS here\r\n")
         if not self.answer("STARTTLS", "", b"220 2.0.0 go ahead\r\n"):
             return False
-        self.socket = self.hop.tls.wrap_socket(self.socket, server_side=True)
-        self.secure = True
+        self.shake_hands()
         return True
 
+    def shake_hands(self) -> None:
+        assert self.hop.tls is not None
+        self.socket = self.hop.tls.wrap_socket(self.socket, server_side=True)
+        self.secure = True
+
     def auth(self, argument: str) -> bool:
-        wanted = ""
-        if self.hop.login is not None:
-            user, password = self.hop.login
-            wanted = "PLAIN " + b64(f"\0{user}\0{password}".encode())
-        self.known = argument == wanted
+        mechanism, _, response = argument.partition(" ")
+        wanted = None
+        if self.hop.login is not None and mechanism in self.hop.mechanisms:
+            wanted, response = self.wanted(mechanism, response, *self.hop.login)
+        self.known = response == wanted
         usual = b"235 2.7.0 welcome\r\n" if self.known else b"535 5.7.8 no\r\n"
         return self.answer("AUTH", argument, usual)
+
+    def wanted(self, mechanism: str, said: str, user: str, password: str) -> tuple[str, str]:
+        """What a client must say that knows the password, and what this one says."""
+        if mechanism == "CRAM-MD5":
+            digest = hmac.digest(password.encode(), RFC2195_CHALLENGE, "md5").hex()
+            return b64(f"{user} {digest}".encode()), self.ask(RFC2195_CHALLENGE)
+        if mechanism == "LOGIN":
+            names = self.ask(b"Username:"), self.ask(b"Password:")
+            return f"{b64(user.encode())} {b64(password.encode())}", " ".join(names)
+        return b64(f"\0{user}\0{password}".encode()), said
+
+    def ask(self, challenge: bytes) -> str:
+        self.socket.sendall(b"334 %s\r\n" % b64(challenge).encode())
+        return self.line() or ""
 
     def transaction_begins(self, argument: str) -> bool:
         if self.sender is not None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tofmipd import __version__, cli
 from tofmipd.arguments import host_port, host_port_v6, positive, rates, seconds
-from tofmipd.settings import GlobalMode, Listen, Quotas, Rate, SourceSpec
+from tofmipd.settings import GlobalMode, Listen, Quotas, Rate, Relay, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
 ANCESTORS_OPTIONS = (
@@ -32,10 +32,19 @@ NEW_OPTIONS = (
     " --max-errors --max-auth-failures --auth-failures-per-address"
     " --login-timeout --idle-timeout --data-timeout --remoteauth-ca --remoteauth-tls"
     " --nexthop-connect-timeout --nexthop-timeout --nexthop-dot-timeout"
+    " --relay --relay-tls --relay-ca"
     " --min-uid --max-workers --source-timeout --source-attempts --script-timeout --cpus"
     " --limit --limit-recipients --limit-file"
 )
-GROUPS = ("General", "Connection", "Authentication", "Encryption", "Virtual Domains", "Limits")
+GROUPS = (
+    "General",
+    "Connection",
+    "Authentication",
+    "Encryption",
+    "Next Hop",
+    "Virtual Domains",
+    "Limits",
+)
 
 
 @pytest.fixture
@@ -470,6 +479,40 @@ def test_sources_are_asked_in_the_order_given(as_bobby, home, arguments, specs):
     made = as_bobby(arguments)
     assert list(made.sources) == expected
     assert list(made.all_sources) == expected or not expected
+
+
+def test_next_hops_of_the_administrator_have_an_order(home):
+    assert settings().relay == Relay()
+    made = settings("--relay", "a.example:587,[::1]:465,b", "--relay-ca", "ca.pem")
+    assert made.relay.places == (("a.example", 587), ("::1", 465), ("b", 25))
+    assert (made.relay.tls, made.relay.ca_file) == ("", f"{home}/ca.pem")
+    shown = "AB:" * 31 + "CD"
+    for written, meant in [("off", "off"), (f"Fingerprint:{shown}", f"fingerprint:{'ab' * 31}cd")]:
+        assert settings("--relay=a", f"--relay-tls={written}").relay.tls == meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--relay", "a:"], "'a:' is not HOST or HOST:PORT"),
+        (["--relay", "a,"], "'' is not HOST or HOST:PORT"),
+        (["--relay", "::1"], "'::1' is not HOST or HOST:PORT"),
+        (["--relay", "a:70000"], "'a:70000' is not HOST or HOST:PORT"),
+        (["--relay", "a", "--relay-tls", "maybe"], "'maybe' is not verify, encrypt, off"),
+        (["--relay", "a", "--relay-tls", "fingerprint:ab"], "'fingerprint:ab' is not verify"),
+        (["--relay-tls", "off"], "--relay-tls and --relay-ca are of no use without --relay"),
+        (["--relay-ca", "f"], "--relay-tls and --relay-ca are of no use without --relay"),
+        (
+            ["--relay", "a", "--relay-ca", "f", "--relay-tls", "encrypt"],
+            "--relay-ca is of no use unless certificates are verified",
+        ),
+    ],
+)
+def test_a_wrong_next_hop_is_one_line(run, arguments, words):
+    status, out, error = run(*arguments)
+    assert (status, out) == (64, "")
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_without_a_source_the_password_file_is_the_only_one(as_root):

@@ -401,8 +401,14 @@ TAKES = {
     "path": {"text"},
     "flag": {"number"},
     "path or list of texts": {"path", "text", "list of texts"},
+    "text or list of texts": {"path", "text", "list of texts"},
 }
-VALUES = {"MAIL_TRANSPORT": "smtp", "RECEIVED": "full", "ACTION_OUTGOING": "bare"}
+VALUES = {
+    "MAIL_TRANSPORT": "smtp",
+    "RECEIVED": "full",
+    "ACTION_OUTGOING": "bare",
+    "SMTPTLS": "verify",
+}
 
 
 @pytest.mark.parametrize("name", config.SETTINGS)

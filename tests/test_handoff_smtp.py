@@ -21,9 +21,24 @@ from fakes import (
 )
 
 from tofmipd.handoff import smtp
-from tofmipd.handoff.connection import NextHop
 from tofmipd.handoff.copy import HandOffFailed
+from tofmipd.handoff.nexthop import NextHop
 from tofmipd.handoff.smtp import Pool, SmtpTransport
+
+POOLS = []
+
+
+def new_pool():
+    """One that is closed at the end of the test."""
+    POOLS.append(Pool())
+    return POOLS[-1]
+
+
+@pytest.fixture(autouse=True)
+def _pools_end():
+    yield
+    while POOLS:
+        POOLS.pop().close()
 
 
 def hop_of(server, **fields):
@@ -32,7 +47,7 @@ def hop_of(server, **fields):
 
 
 def transport_to(server, **fields):
-    return SmtpTransport(hop_of(server, **fields), Pool())
+    return SmtpTransport([hop_of(server, **fields)], new_pool())
 
 
 def failure_of(transport, copy=None):
@@ -44,6 +59,11 @@ def failure_of(transport, copy=None):
 
 def without(*names):
     return tuple(feature for feature in FEATURES if feature.split()[0] not in names)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return server_context(tmp_path_factory.mktemp("tls"))
 
 
 # What arrives.
@@ -192,12 +212,12 @@ def test_one_connection_serves_many_messages():
 
 def test_transports_of_equal_next_hops_share_a_pool():
     with FakeNextHop(login=("joe", "secret")) as server:
-        pool = Pool()
+        pool = new_pool()
         for password in ("secret", "secret"):
             hop = hop_of(server, username="joe", password=password)
-            SmtpTransport(hop, pool).send(copy_of())
+            SmtpTransport([hop], pool).send(copy_of())
         assert server.connections == 1
-        wrong = SmtpTransport(hop_of(server, username="joe", password="other"), pool)
+        wrong = SmtpTransport([hop_of(server, username="joe", password="other")], pool)
         assert failure_of(wrong).startswith("451 4.7.0 ")
 
 
@@ -214,8 +234,8 @@ def test_a_connection_serves_only_so_many_messages():
 
 def test_closing_the_pool_says_goodbye():
     with FakeNextHop() as server:
-        pool = Pool()
-        SmtpTransport(hop_of(server), pool).send(copy_of())
+        pool = new_pool()
+        SmtpTransport([hop_of(server)], pool).send(copy_of())
         pool.close()
         wait_for(lambda: server.closed_connections == 1)
         assert server.commands[-1] == "QUIT"
@@ -270,6 +290,7 @@ def test_a_kept_connection_on_which_something_unasked_came_is_replaced(extra):
         transport.send(copy_of())
         transport.send(copy_of())
         assert [message.connection for message in server.messages] == [1, 2]
+        wait_for(lambda: server.closed_connections == 1)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +346,212 @@ def test_a_kept_connection_that_ends_within_a_message_is_a_failure():
         heard = failure_of(transport, copy_of([b"x" * 998 + b"\r\n"] * 5000))
         assert heard.startswith("451 4.4.2 ")
         assert server.connections == 1
+
+
+# Idle connections.
+
+
+@pytest.fixture
+def sweepers():
+    """Gives the threads for idle connections that have begun since."""
+    before = set(threading.enumerate())
+    return lambda: [t for t in threading.enumerate() if t.name == "idle" and t not in before]
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Connections are idle for too long at once."""
+    monkeypatch.setattr(smtp, "IDLE_LIMIT_SECONDS", 0.1)
+
+
+def test_a_connection_that_nobody_uses_ends_with_a_goodbye(soon, sweepers):
+    with FakeNextHop() as server:
+        transport_to(server).send(copy_of())
+        wait_for(lambda: server.closed_connections == 1)
+        assert server.commands[-1] == "QUIT"
+        assert server.violations == []
+    wait_for(lambda: not sweepers())
+
+
+def test_one_thread_looks_after_all_idle_connections_and_ends_with_the_pool(sweepers):
+    pool = new_pool()
+    with FakeNextHop() as one, FakeNextHop() as other:
+        for server in (one, other, one, other):
+            SmtpTransport([hop_of(server)], pool).send(copy_of())
+            assert len(sweepers()) == 1
+        pool.close()
+        assert sweepers() == []
+        wait_for(lambda: one.closed_connections == other.closed_connections == 1)
+
+
+def test_there_is_no_thread_where_nothing_is_kept(sweepers):
+    with FakeNextHop() as server:
+        transport_to(server, messages=1).send(copy_of())
+        assert sweepers() == []
+
+
+def test_messages_go_on_where_no_thread_can_be_had(monkeypatch, sweepers):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with FakeNextHop() as server:
+        pool = new_pool()
+        connection = pool.take([hop_of(server)])
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            pool.give_back(connection)
+        assert sweepers() == []
+        SmtpTransport([hop_of(server)], pool).send(copy_of())
+        assert server.connections == 1
+        assert len(sweepers()) == 1
+
+
+def test_what_is_given_back_to_a_closed_pool_is_not_kept(sweepers):
+    with FakeNextHop() as server:
+        pool = new_pool()
+        connection = pool.take([hop_of(server)])
+        pool.close()
+        pool.give_back(connection)
+        wait_for(lambda: server.closed_connections == 1)
+        assert server.commands[-1] == "QUIT"
+        assert sweepers() == []
+
+
+# Several next hops.
+
+
+def transport_to_all(*servers, pool=None, **fields):
+    return SmtpTransport([hop_of(server, **fields) for server in servers], pool or new_pool())
+
+
+def gone():
+    server = FakeNextHop()
+    server.close()
+    return server
+
+
+def test_the_first_next_hop_is_preferred(caplog):
+    with FakeNextHop() as first, FakeNextHop() as second:
+        transport = transport_to_all(first, second)
+        for _ in range(3):
+            transport.send(copy_of())
+        assert (len(first.messages), second.connections) == (3, 0)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("script", "fields"),
+    [
+        (at("GREETING", b"554 5.3.2 not now\r\n"), {}),
+        (at("GREETING", CLOSE), {}),
+        (at("GREETING", STALL), {"connect_timeout": 0.3}),
+        (at("EHLO", CLOSE), {}),
+        (at("STARTTLS", b"454 4.7.0 no\r\n"), {"tls": "starttls"}),
+        (at("AUTH", b"535 5.7.8 no\r\n"), {"username": "joe", "password": "x"}),
+    ],
+)
+def test_the_next_one_is_used_when_one_cannot_be_opened(script, fields, tls, caplog):
+    features = {"tls": tls[0], "login": ("joe", "x")}
+    with FakeNextHop(script, **features) as bad, FakeNextHop(**features) as good:
+        fields = {"username": "joe", "password": "x", **fields}
+        transport_to_all(bad, good, **fields).send(copy_of())
+        assert len(good.messages) == 1
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        told = record.getMessage()
+        assert told.startswith(f"next hop 127.0.0.1:{good.port} is used instead: next hop ")
+        assert f"127.0.0.1:{bad.port}" in told
+
+
+def test_one_that_could_not_be_opened_comes_last_for_a_while(monkeypatch):
+    refuses = at("GREETING", b"554 5.3.2 not now\r\n")
+    with FakeNextHop(refuses) as first, FakeNextHop() as second:
+        pool = new_pool()
+        transport = transport_to_all(first, second, pool=pool, messages=1)
+        for _ in range(4):
+            transport.send(copy_of())
+        assert (first.connections, len(second.messages)) == (1, 4)
+        # The other's failure brings it back sooner.
+        first.script = lambda moment: None
+        second.refuse_connections()
+        transport.send(copy_of())
+        transport.send(copy_of())
+        assert len(first.messages) == 2
+
+
+def test_after_that_while_the_first_is_tried_again(monkeypatch):
+    monkeypatch.setattr(smtp, "AVOID_SECONDS", 0)
+    refuses = at("GREETING", b"554 no\r\n", connection=1)
+    with FakeNextHop(refuses) as first, FakeNextHop() as second:
+        transport = transport_to_all(first, second, messages=1)
+        transport.send(copy_of())
+        transport.send(copy_of())
+        assert (len(first.messages), len(second.messages)) == (1, 1)
+
+
+def test_only_one_message_waits_to_see_whether_the_first_is_back(monkeypatch):
+    monkeypatch.setattr(smtp, "AVOID_SECONDS", 0)
+    asked, answers = threading.Event(), threading.Event()
+
+    def script(moment):
+        if moment.connection == 1:
+            return CLOSE
+        if moment.stage == "GREETING":
+            asked.set()
+            answers.wait(20)
+        return None
+
+    with FakeNextHop(script) as first, FakeNextHop() as second:
+        transport = transport_to_all(first, second, connect_timeout=20)
+        transport.send(copy_of())
+        monkeypatch.setattr(smtp, "AVOID_SECONDS", 60)
+        waiting = threading.Thread(target=transport.send, args=(copy_of(),), daemon=True)
+        waiting.start()
+        assert asked.wait(20)
+        transport.send(copy_of())
+        assert len(second.messages) == 2
+        answers.set()
+        waiting.join(20)
+        transport.send(copy_of())
+        assert (len(first.messages), len(second.messages)) == (2, 2)
+
+
+def test_when_none_can_be_opened_the_first_is_named():
+    first, second = gone(), gone()
+    transport = transport_to_all(first, second)
+    for _ in range(3):
+        said = failure_of(transport)
+        assert said == f"451 4.4.1 next hop 127.0.0.1:{first.port}: Connection refused"
+
+
+def test_a_refused_recipient_is_no_reason_to_ask_another():
+    refuses = at("RCPT", b"550 5.1.1 unknown\r\n")
+    with FakeNextHop(refuses) as first, FakeNextHop() as second:
+        assert failure_of(transport_to_all(first, second)).startswith("550 5.1.1 ")
+        assert second.connections == 0
+
+
+def test_a_connection_that_went_stale_is_replaced_by_one_to_the_next():
+    with FakeNextHop(at("MAIL", CLOSE, message=2)) as first, FakeNextHop() as second:
+        transport = transport_to_all(first, second)
+        transport.send(copy_of())
+        first.refuse_connections()
+        transport.send(copy_of())
+        assert (len(first.messages), len(second.messages)) == (1, 1)
+
+
+def test_what_is_known_of_failures_is_bounded(monkeypatch):
+    monkeypatch.setattr(smtp, "_AVOIDED_LIMIT", 10)
+    pool, good = new_pool(), gone()
+    for port in range(50):
+        with pytest.raises(HandOffFailed):
+            pool.take([NextHop("127.0.0.1", good.port, username=str(port)), hop_of(good)])
+    assert len(pool._avoided) <= 10
+
+
+def test_a_transport_is_called_by_all_its_next_hops():
+    hops = [NextHop("a.example"), NextHop("::1", 587)]
+    assert str(SmtpTransport(hops, new_pool())) == "a.example:25,[::1]:587"
 
 
 # Several copies are offered before the first is sent.
@@ -525,7 +752,7 @@ def test_a_next_hop_that_is_down_is_a_reason_to_try_later():
     [("a..b", 25), ("x" * 300, 25), ("-", 25), ("\x00", 25), ("127.0.0.1", 0), ("127.0.0.1", -1)],
 )
 def test_a_next_hop_that_has_no_address_is_a_reason_to_try_later(host, port):
-    transport = SmtpTransport(NextHop(host, port, connect_timeout=1), Pool())
+    transport = SmtpTransport([NextHop(host, port, connect_timeout=1)], new_pool())
     heard = failure_of(transport)
     assert heard.startswith("451 4.4.1 next hop ")
     assert heard.isprintable()
@@ -549,7 +776,7 @@ def test_a_next_hop_that_has_no_address_is_a_reason_to_try_later(host, port):
 def test_a_next_hop_that_does_not_greet_properly_is_a_reason_to_try_later(stage, act, words):
     with FakeNextHop(at(stage, act)) as server:
         begun = time.monotonic()
-        heard = failure_of(transport_to(server, connect_timeout=0.3))
+        heard = failure_of(transport_to(server, connect_timeout=0.3, reply_timeout=0.3))
         assert time.monotonic() - begun < 3
     assert heard.startswith(f"451 4.4.1 next hop 127.0.0.1:{server.port}")
     assert words in heard
@@ -619,16 +846,11 @@ def test_a_password_beyond_ascii_shows_no_secret_either():
     assert "geheim" not in said
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    return server_context(tmp_path_factory.mktemp("tls"))
-
-
 def test_tls_is_started_and_the_connection_kept(tls):
     context, cafile = tls
     with FakeNextHop(tls=context, login=("joe", "secret")) as server:
         transport = transport_to(
-            server, starttls=True, cafile=cafile, username="joe", password="secret"
+            server, tls="starttls", cafile=cafile, username="joe", password="secret"
         )
         for _ in range(3):
             transport.send(copy_of([b"x" * 998 + b"\r\n"] * 2000))
@@ -639,36 +861,38 @@ def test_tls_is_started_and_the_connection_kept(tls):
 
 def test_on_this_machine_a_certificate_need_not_be_known(tls):
     with FakeNextHop(tls=tls[0]) as server:
-        transport_to(server, starttls=True).send(copy_of())
+        transport_to(server, tls="starttls").send(copy_of())
         assert len(server.messages) == 1
 
 
 def test_a_certificate_of_another_is_refused_when_a_file_says_whose_it_must_be(tls, tmp_path):
     _, other = server_context(tmp_path)
     with FakeNextHop(tls=tls[0]) as server:
-        said = failure_of(transport_to(server, starttls=True, cafile=other))
-        assert said.startswith("451 4.7.5 next hop ")
+        said = failure_of(transport_to(server, tls="starttls", cafile=other))
+        assert said == (
+            "451 4.7.5 certificate of 127.0.0.1 is signed by an unknown authority (SMTPSSL_CAFILE)"
+        )
         assert server.groups == []
 
 
 def test_a_certificate_for_another_name_is_refused(tmp_path):
     context, cafile = server_context(tmp_path, "127.0.0.2")
     with FakeNextHop(tls=context) as server:
-        said = failure_of(transport_to(server, starttls=True, cafile=cafile))
-        assert said.startswith("451 4.7.5 next hop ")
+        said = failure_of(transport_to(server, tls="starttls", cafile=cafile))
+        assert said == "451 4.7.5 certificate of 127.0.0.1 is for 127.0.0.2"
         assert server.groups == []
 
 
 def test_tls_that_is_not_offered_is_never_done_without():
     with FakeNextHop() as server:
-        assert failure_of(transport_to(server, starttls=True)).startswith("451 4.7.4 next hop ")
+        assert failure_of(transport_to(server, tls="starttls")).startswith("451 4.7.4 next hop ")
         assert server.groups == []
 
 
 @pytest.mark.parametrize("files", [{"cafile": "/nonexistent/ca"}, {"certfile": "/nonexistent/c"}])
 def test_files_of_tls_that_are_missing_are_a_reason_to_try_later(tls, files):
     with FakeNextHop(tls=tls[0]) as server:
-        said = failure_of(transport_to(server, starttls=True, **files))
+        said = failure_of(transport_to(server, tls="starttls", **files))
         assert said.startswith("451 4.3.5 ")
         assert "/nonexistent" not in said
 

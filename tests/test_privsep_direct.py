@@ -24,6 +24,7 @@ from fakes import (
 from tofmipd.auth.chain import Chain
 from tofmipd.auth.credentials import CramMd5, Password, Scram, Verdict
 from tofmipd.auth.passwordfile import PasswordFile
+from tofmipd.handoff.nexthop import NextHop
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.direct import DirectGate
 from tofmipd.privsep.identity import Identity
@@ -85,10 +86,10 @@ class Home:
     def config(self, server, more=""):
         self.write("config", CONFIG.format(port=server.port) + more)
 
-    def outbound(self, received="full", observer=None):
+    def outbound(self, received="full", observer=None, relay=()):
         surroundings = Surroundings(str(self.path), "bobby", "Bobby", "mx.example")
         files = UserFiles(f"{self.path}/.tmda/config", surroundings, required=True)
-        house = House("mx.example", received, LIMITS, self.pool, observer)
+        house = House("mx.example", received, LIMITS, self.pool, observer, relay=relay)
         return Outbound(Owner("bobby", str(self.path)), files, house)
 
 
@@ -659,6 +660,20 @@ def test_a_sendmail_program_may_be_the_next_hop(home, tmp_path, agent, sender):
     text = out.with_suffix(".message").read_bytes()
     assert b"\r" not in text
     assert text.endswith(b"\n\nHello\n")
+
+
+def test_mail_of_who_names_no_next_hop_goes_to_that_of_the_house(home, next_hop):
+    relay = (NextHop("127.0.0.1", next_hop.port),)
+    outbound = home.outbound(relay=relay)
+    home.write("config", "")
+    assert submit(outbound).startswith("250 2.0.0 Ok: queued as FAKE")
+    with FakeNextHop() as own:
+        home.config(own)
+        assert submit(outbound).startswith("250 ")
+        assert len(own.messages) == len(next_hop.messages) == 1
+    home.write("config", 'MAIL_TRANSPORT = "sendmail"\nSENDMAIL_PROGRAM = "/bin/false"\n')
+    assert not submit(outbound).startswith("250 ")
+    assert len(next_hop.messages) == 1
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,16 @@ def test_paths_that_are_given_do_not_follow_the_data_directory():
         ('SMTPAUTH_PASSWORD = "12345"', "12345"),
         ('FULLNAME = "Jürgen"', "Jürgen"),
         ('MAIL_TRANSPORT = "smtp"', "smtp"),
+        ('SMTPHOST = "a.example:587"', "a.example:587"),
+        ('SMTPHOST = ["a.example", "[::1]:587"]', ("a.example", "[::1]:587")),
+        ("SMTPSSL = True", True),
+        ("SMTPSSL = off", False),
+        ('SMTPSSL = "starttls"', "starttls"),
+        ('SMTPSSL = "Implicit"', "implicit"),
+        ('SMTPTLS = "verify"', "verify"),
+        ('SMTPTLS = "Encrypt"', "encrypt"),
+        ('SMTPTLS = "off"', "off"),
+        (f'SMTPTLS = "fingerprint:{"AB:" * 31}CD"', f"fingerprint:{'ab' * 31}cd"),
     ],
 )
 def test_a_value_is_the_same_in_every_form(form, assignment, value):
@@ -466,6 +476,36 @@ def test_a_text_needs_quotes_where_numbers_and_lists_have_none(form, value):
     error = error_of(f"\nDATED_TIMEOUT = {value}\n", form)
     assert error.problem == f"DATED_TIMEOUT must be a text in quotes, not {value}"
     assert error.line == 2
+
+
+@pytest.mark.parametrize("form", ["python", "literal"])
+@pytest.mark.parametrize(
+    ("assignment", "wanted"),
+    [
+        ("SMTPHOST = []", "HOST or HOST:PORT, or a list of these"),
+        ("SMTPHOST = ['a', 'b:x']", "HOST or HOST:PORT, or a list of these"),
+        ("SMTPHOST = ['a', 25]", "HOST or HOST:PORT, or a list of these"),
+        ("SMTPHOST = 25", "HOST or HOST:PORT, or a list of these"),
+        ("SMTPHOST = 'a b'", "HOST or HOST:PORT"),
+        ("SMTPSSL = 'ssl'", "True, False, 'starttls' or 'implicit'"),
+        ("SMTPTLS = 'may'", "'verify', 'encrypt', 'off', or 'fingerprint:'"),
+        ("SMTPTLS = 'fingerprint:abcd'", "'verify', 'encrypt', 'off', or 'fingerprint:'"),
+        (f"SMTPTLS = 'sha1:{'0' * 64}'", "'verify', 'encrypt', 'off', or 'fingerprint:'"),
+        ("SMTPTLS = True", "a text in quotes"),
+    ],
+)
+def test_a_wrong_next_hop_is_refused_with_what_it_must_be(form, assignment, wanted):
+    error = error_of(f"\n{assignment}\n", form)
+    assert error.problem.startswith(f"{assignment.split()[0]} must be {wanted}")
+    assert error.line == 2
+
+
+@pytest.mark.parametrize("asked", ["True", "'starttls'", "'implicit'"])
+def test_tls_cannot_be_asked_for_and_be_off(asked):
+    error = error_of(f"SMTPSSL = {asked}\nSMTPTLS = 'off'\n")
+    assert error.problem == "SMTPTLS = 'off' contradicts SMTPSSL, which asks for TLS"
+    assert error.line == 2
+    assert load("SMTPSSL = False\nSMTPTLS = 'off'\n").smtptls == "off"
 
 
 @pytest.mark.parametrize("form", ["python", "literal"])

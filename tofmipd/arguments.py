@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from tofmipd.errors import USAGE
-from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Rate
+from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Place, Rate
 
 _WIDTH = 88
 
@@ -82,6 +82,34 @@ def host_port_v6(text: str) -> Listen:
     """The same for IPv6; the host may stand in brackets."""
     listen = _host_port(text)
     return listen._replace(host=listen.host.removeprefix("[").removesuffix("]"), ipv6=True)
+
+
+def places(text: str) -> tuple[Place, ...]:
+    """``HOST[:PORT]``, or several with commas between; IPv6 addresses stand in brackets."""
+    return tuple(place(part) for part in text.split(","))
+
+
+def place(text: str) -> Place:
+    """``HOST[:PORT]``."""
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]]+))(?::([0-9]{1,5}))?", text, re.ASCII
+    )
+    if match is None or not 0 < int(match[3] or 25) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+    return Place(match[1] or match[2], int(match[3] or 25))
+
+
+def tls_policy(text: str) -> str:
+    """``verify``, ``encrypt``, ``off`` or ``fingerprint:`` and a SHA-256."""
+    word, _, digits = text.lower().partition(":")
+    digits = digits.replace(":", "")
+    if word == "fingerprint" and re.fullmatch("[0-9a-f]{64}", digits):
+        return f"fingerprint:{digits}"
+    if text not in ("verify", "encrypt", "off"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not verify, encrypt, off, or fingerprint: and 64 hexadecimal digits"
+        )
+    return text
 
 
 def positive(text: str) -> int:

@@ -35,6 +35,7 @@ from tofmipd.settings import (
     ProgramLimits,
     Queue,
     Quotas,
+    Relay,
     Scripts,
     SenderCheck,
     Settings,
@@ -151,6 +152,10 @@ def _refuse_contradictions(parser: Parser, options: argparse.Namespace) -> None:
     others = options.ssl_cert or options.ssl_sni_dir or options.ssl_client_ca or options.ciphers
     if others and not encrypted:
         parser.error("certificates and ciphers are of no use without --ssl or --tls=MODE")
+    if (options.relay_tls or options.relay_ca) and not options.relay:
+        parser.error("--relay-tls and --relay-ca are of no use without --relay")
+    if options.relay_ca and options.relay_tls not in (None, "verify"):
+        parser.error("--relay-ca is of no use unless certificates are verified")
 
 
 def _listeners(options: argparse.Namespace) -> tuple[Listen, ...]:
@@ -244,6 +249,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             options.queue_warning,
             options.queue_retry,
         ),
+        relay=Relay(options.relay, options.relay_tls or "", absolute(options.relay_ca, who.home)),
         programs=ProgramLimits(
             options.source_timeout, options.script_timeout, options.source_attempts
         ),

@@ -11,9 +11,11 @@ from tofmipd.arguments import (
     duration,
     host_port,
     host_port_v6,
+    places,
     positive,
     rates,
     seconds,
+    tls_policy,
 )
 from tofmipd.settings import (
     GLOBAL_OUTBOXES,
@@ -37,6 +39,7 @@ COMMANDS = {
     "address": "make or check a tagged address",
     "explain": "say what would become of a message, and why; nothing is sent",
     "inject": "send a message, tagged, like a sendmail program",
+    "probe": "say what a next hop is and offers, and try the login there",
     "demo": "try everything out in a folder of its own",
 }
 
@@ -77,6 +80,7 @@ def make_parser() -> Parser:
     _add_connection(parser)
     _add_authentication(parser)
     _add_tls(parser)
+    _add_relay(parser)
     _add_virtual(parser)
     _add_queue(parser)
     _add_limits(parser)
@@ -283,6 +287,29 @@ def _add_tls(parser: Parser) -> None:
         help="authorities whose client certificates are logins (EXTERNAL)",
     )
     add("--ciphers", metavar="LIST", default="", help="OpenSSL's list for TLS 1.2")
+
+
+def _add_relay(parser: Parser) -> None:
+    add = _group(parser, "Next Hop", "tofmipd --relay mail.example.org:587,backup.example.org")
+    add(
+        "--relay",
+        metavar="HOST[:PORT],...",
+        type=places,
+        default=(),
+        help="next hops, in order of preference, for users whose config names none (port: 25)",
+    )
+    add(
+        "--relay-tls",
+        metavar="MODE",
+        type=tls_policy,
+        help="verify, encrypt, fingerprint:SHA256 or off (default: verify, on this machine off)",
+    )
+    add(
+        "--relay-ca",
+        metavar="FILE",
+        default="",
+        help="authorities for its certificate, PEM (default: the system's)",
+    )
 
 
 def _add_virtual(parser: Parser) -> None:

@@ -34,6 +34,13 @@ class Listen(NamedTuple):
         return f"{host}:{self.port}"
 
 
+class Place(NamedTuple):
+    """A server to call on; an IPv6 address in ``host`` is without brackets."""
+
+    host: str
+    port: int
+
+
 class SourceSpec(NamedTuple):
     """A source as it was asked for; ``kind`` is "file", "remote", "program" or "pam"."""
 
@@ -118,6 +125,19 @@ class NextHopLimits:
     connect_timeout: float = 30
     reply_timeout: float = 120
     dot_timeout: float = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """The next hops of users whose configuration names none, in order of preference.
+
+    ``tls`` is "verify", "encrypt", "off", "fingerprint:" and a SHA-256, or "" for the usual:
+    verify, but off on this machine.  ``ca_file`` has authorities, "" for those of the system.
+    """
+
+    places: tuple[Place, ...] = ()
+    tls: str = ""
+    ca_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +274,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     quotas: Quotas = field(default_factory=Quotas)
     next_hop: NextHopLimits = field(default_factory=NextHopLimits)
+    relay: Relay = field(default_factory=Relay)
     programs: ProgramLimits = field(default_factory=ProgramLimits)
     queue: Queue = field(default_factory=Queue)
 

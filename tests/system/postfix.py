@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hmac
 import os
 import pwd
 import re
+import secrets
 import shutil
 import signal
 import socketserver
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from certificates import OVER, authority
 from hops import Hop, Stored
 from running import HOST, ending, free_port, greets, usual_umask, wait_until
 
@@ -55,10 +59,7 @@ smtpd_relay_restrictions = permit_sasl_authenticated, reject_unauth_destination
 
 _MASTER = """\
 {host}:{port} inet n - n - - smtpd
-{host}:{submission} inet n - n - - smtpd
-    -o smtpd_tls_security_level=encrypt
-    -o smtpd_sasl_auth_enable=yes
-    -o smtpd_client_restrictions=permit_sasl_authenticated,reject
+{submissions}
 pickup    unix  n - n 60 1 pickup
 cleanup   unix  n - n - 0 cleanup
 qmgr      unix  n - n 300 1 qmgr
@@ -76,6 +77,19 @@ postlog   unix-dgram n - n - 1 postlogd
 showq     unix  n - n - - showq
 """
 
+_SUBMISSION = (
+    "smtpd_tls_security_level=encrypt",
+    "smtpd_sasl_auth_enable=yes",
+    "smtpd_client_restrictions=permit_sasl_authenticated,reject",
+)
+MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+# The name and the days of certificates that are not good for this machine.
+OTHER_NAME = "other.example.org"
+BAD_CERTIFICATES: dict[str, dict[str, Any]] = {
+    "other": {"dns": [OTHER_NAME]},
+    "expired": {"dns": ["localhost"], "days": OVER},
+}
+
 _SENDMAIL = """\
 #!/bin/sh
 exec {program} -C {base}/conf "$@"
@@ -84,11 +98,16 @@ exec {program} -C {base}/conf "$@"
 
 @dataclass(frozen=True)
 class Postfix(Hop):
-    """A running one.  ``submission`` is the port that wants TLS and a login."""
+    """A running one.  ``submission`` is the port that wants TLS and a login.
+
+    ``others`` are such ports too: "implicit" begins with TLS, those of BAD_CERTIFICATES show them,
+    and a mechanism is the only one at its port, which demands no TLS.
+    """
 
     base: Path
     port: int
     submission: int
+    others: Mapping[str, int]
 
     @property
     def sendmail(self) -> Path:
@@ -98,6 +117,11 @@ class Postfix(Hop):
     @property
     def certificate(self) -> Path:
         return self.base / "cert.pem"
+
+    @property
+    def authority(self) -> Path:
+        """That of the certificates of BAD_CERTIFICATES."""
+        return self.base / "ca.crt"
 
     def log(self) -> str:
         return (self.base / "log").read_text(errors="replace")
@@ -120,10 +144,11 @@ def running_postfix() -> Iterator[Postfix]:
         # Other accounts work below it, so it cannot be among the directories of pytest.
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tofmipd-postfix-")))
         base.chmod(0o755)
-        postfix = Postfix(base, free_port(), free_port())
-        auth_port = stack.enter_context(_auth_service())
+        others = {name: free_port() for name in ("implicit", *BAD_CERTIFICATES, *MECHANISMS)}
+        postfix = Postfix(base, free_port(), free_port(), others)
+        auth_ports = {name: stack.enter_context(_auth_service(name)) for name in MECHANISMS}
         with usual_umask():
-            _write_files(postfix, auth_port)
+            _write_files(postfix, auth_ports)
         with (base / "log").open("wb") as log:
             process = subprocess.Popen(
                 [shutil.which("postfix") or "postfix", "-c", str(base / "conf"), "start-fg"],
@@ -157,7 +182,7 @@ def _members(session: int) -> list[str]:
     return found
 
 
-def _write_files(postfix: Postfix, auth_port: int) -> None:
+def _write_files(postfix: Postfix, auth_ports: Mapping[str, int]) -> None:
     base = postfix.base
     account = pwd.getpwnam("postfix")
     for name in ("conf", "queue", "data", "box"):
@@ -165,12 +190,22 @@ def _write_files(postfix: Postfix, auth_port: int) -> None:
     for name in ("data", "box"):
         os.chown(base / name, account.pw_uid, account.pw_gid)
     make_certificate(base)
+    authority().save(base)
+    options = {"implicit": ["smtpd_tls_wrappermode=yes"]}
+    for name, fields in BAD_CERTIFICATES.items():
+        chain, key = authority().issue("", kind="rsa", **fields).save(base, name)
+        options[name] = [f"smtpd_tls_cert_file={chain}", f"smtpd_tls_key_file={key}"]
+    for name, port in auth_ports.items():
+        path = f"smtpd_sasl_path=inet:{HOST}:{port}"
+        options[name] = [path, "smtpd_tls_security_level=may"]
+    services = [_service(postfix.submission, ())]
+    services += [_service(postfix.others[name], more) for name, more in options.items()]
     names = {
         "base": base,
         "host": HOST,
         "port": postfix.port,
-        "submission": postfix.submission,
-        "auth_port": auth_port,
+        "submissions": "\n".join(services),
+        "auth_port": auth_ports["PLAIN"],
         "uid": account.pw_uid,
         "gid": account.pw_gid,
         "program": shutil.which("sendmail") or "/usr/sbin/sendmail",
@@ -179,6 +214,12 @@ def _write_files(postfix: Postfix, auth_port: int) -> None:
     (base / "conf/master.cf").write_text(_MASTER.format(**names))
     postfix.sendmail.write_text(_SENDMAIL.format(**names))
     postfix.sendmail.chmod(0o755)
+
+
+def _service(port: int, more: Iterable[str]) -> str:
+    """Lines of master.cf."""
+    lines = [f"{HOST}:{port} inet n - n - - smtpd", *(f"-o {o}" for o in (*_SUBMISSION, *more))]
+    return "\n    ".join(lines)
 
 
 def make_certificate(directory: Path) -> Path:
@@ -199,30 +240,63 @@ def make_certificate(directory: Path) -> Path:
 class _Auth(socketserver.StreamRequestHandler):
     """The server's side of Dovecot's authentication protocol, as far as Postfix uses it."""
 
+    server: _AuthServer
+
     def handle(self) -> None:
-        self.wfile.write(
-            b"VERSION\t1\t1\nMECH\tPLAIN\tplaintext\nSPID\t1\nCUID\t1\nCOOKIE\t00\nDONE\n"
-        )
-        for line in self.rfile:
-            words = line.rstrip(b"\n").split(b"\t")
-            if words[0] != b"AUTH":
-                continue
-            response = next((w[5:] for w in words if w.startswith(b"resp=")), b"")
-            _, user, password = (base64.b64decode(response) + b"\0\0").split(b"\0")[:3]
-            good = (user, password) == (NEXT_HOP_LOGIN.encode(), NEXT_HOP_PASSWORD.encode())
-            verdict = b"OK" if good else b"FAIL"
-            self.wfile.write(verdict + b"\t" + words[1] + b"\tuser=" + user + b"\n")
+        mechanism = self.server.mechanism
+        self._say("VERSION\t1\t1")
+        self._say(f"MECH\t{mechanism}" + ("" if mechanism == "CRAM-MD5" else "\tplaintext"))
+        self._say("SPID\t1\nCUID\t1\nCOOKIE\t00\nDONE")
+        while words := self._words():
+            if words[0] == "AUTH":
+                number = words[1]
+                initial = next((w[5:] for w in words if w.startswith("resp=")), None)
+                user, good = getattr(self, "_" + mechanism.lower().replace("-", "_"))(
+                    lambda challenge, number=number: self._ask(number, challenge), initial
+                )
+                self._say(f"{'OK' if good else 'FAIL'}\t{number}\tuser={user}")
+
+    def _say(self, text: str) -> None:
+        self.wfile.write(text.encode() + b"\n")
+
+    def _words(self) -> list[str]:
+        """Of the next line; none at the end."""
+        line = self.rfile.readline().decode()
+        return line.rstrip("\n").split("\t") if line else []
+
+    def _ask(self, number: str, challenge: str) -> str:
+        self._say(f"CONT\t{number}\t{base64.b64encode(challenge.encode()).decode()}")
+        return base64.b64decode([*self._words(), "", "", ""][2]).decode()
+
+    def _plain(self, ask: Callable[[str], str], initial: str | None) -> tuple[str, bool]:
+        response = ask("") if initial is None else base64.b64decode(initial).decode()
+        _, user, password = (response + "\0\0").split("\0")[:3]
+        return user, (user, password) == (NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD)
+
+    def _login(self, ask: Callable[[str], str], _: str | None) -> tuple[str, bool]:
+        user, password = ask("Username:"), ask("Password:")
+        return user, (user, password) == (NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD)
+
+    def _cram_md5(self, ask: Callable[[str], str], _: str | None) -> tuple[str, bool]:
+        challenge = f"<{secrets.token_hex(8)}@hop.example.net>"
+        user, _, digest = ask(challenge).rpartition(" ")
+        right = hmac.digest(NEXT_HOP_PASSWORD.encode(), challenge.encode(), "md5").hex()
+        return user, (user, digest) == (NEXT_HOP_LOGIN, right)
 
 
 class _AuthServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
+    def __init__(self, mechanism: str) -> None:
+        self.mechanism = mechanism
+        super().__init__((HOST, 0), _Auth)
+
 
 @contextlib.contextmanager
-def _auth_service() -> Iterator[int]:
+def _auth_service(mechanism: str) -> Iterator[int]:
     """Judges logins for Postfix, so that no SASL packages are needed; the port."""
-    with _AuthServer((HOST, 0), _Auth) as server:
+    with _AuthServer(mechanism) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server.server_address[1]

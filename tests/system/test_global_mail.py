@@ -7,7 +7,7 @@ import re
 import pytest
 from clients import dialogue, submit
 from hops import raw_hop
-from running import to_smtp
+from running import HOST, to_smtp
 from village import worker_of
 
 pytestmark = pytest.mark.root
@@ -52,3 +52,14 @@ def test_all_that_was_asked_for_passes_from_server_to_worker(village, chunked):
     mail, rcpt = (line for line in hop.commands if line[:4] in ("MAIL", "RCPT"))
     assert mail.endswith("> BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=Q+2B")
     assert rcpt.endswith("<jörg@bücher.example> NOTIFY=DELAY ORCPT=utf-8;jörg@bücher.example")
+
+
+def test_the_administrator_names_the_next_hop_of_who_names_none(village, village_hop):
+    bobby, chloe, _ = village.people
+    bobby.configure("")
+    with raw_hop() as relay, village.daemon("--relay", f"{HOST}:{relay.port}") as daemon:
+        for person in (bobby, chloe):
+            sent = submit(daemon.port, "x@example.net", login=person.name, password=person.password)
+            assert sent.startswith("250")
+        assert len(relay.messages()) == len(village_hop.messages()) == 1
+        assert "bobby-dated-" in relay.messages()[0].sender

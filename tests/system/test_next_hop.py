@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from clients import logged_in, submit
 from hops import raw_hop
-from postfix import NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD, make_certificate
-from running import HOST, to_program, to_smtp
+from postfix import MECHANISMS, NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD
+from running import HOST, free_port, run, to_program, to_smtp
 
 TO = "x@example.net"
 MESSAGE = b"From: bobby@example.org\r\nSubject: x\r\n\r\nx\r\n.\r\n"
@@ -117,9 +120,15 @@ def test_eight_bit_mail_for_a_next_hop_that_cannot_take_it_is_refused(daemon, ho
         assert talk.data(MESSAGE).startswith("250")
 
 
-def submission(postfix, *lines: str) -> list[str]:
+UNKNOWN_AUTHORITY = (
+    r"451 4\.7\.5 certificate of localhost is signed by an unknown authority \(SMTPSSL_CAFILE\)"
+)
+
+
+def submission(port: int, *lines: str, host: str = HOST) -> list[str]:
     return [
-        to_smtp(postfix.submission),
+        'MAIL_TRANSPORT = "smtp"',
+        f'SMTPHOST = "{host}:{port}"',
         "SMTPSSL = True",
         f'SMTPAUTH_USERNAME = "{NEXT_HOP_LOGIN}"',
         f'SMTPAUTH_PASSWORD = "{NEXT_HOP_PASSWORD}"',
@@ -127,14 +136,34 @@ def submission(postfix, *lines: str) -> list[str]:
     ]
 
 
+def fingerprint_of(certificate: Path) -> str:
+    """As openssl shows it."""
+    words = ["openssl", "x509", "-noout", "-fingerprint", "-sha256", "-in", str(certificate)]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return shown.strip().partition("=")[2]
+
+
 @pytest.mark.root
 @pytest.mark.peer("postfix", "openssl")
-@pytest.mark.parametrize("verified", [False, True])
-def test_postfix_takes_mail_by_tls_and_login(verified, daemon, home, postfix):
-    """TO-112: on this machine a certificate need not be verified, but may be."""
-    lines = [f'SMTPSSL_CAFILE = "{postfix.certificate}"'] if verified else []
-    home.configure(*submission(postfix, *lines))
-    recipient = f"submitted-{verified}@example.net".lower()
+@pytest.mark.parametrize(
+    ("place", "lines"),
+    [
+        ("starttls", []),
+        ("starttls", ['SMTPSSL_CAFILE = "{certificate}"']),
+        ("starttls", ['SMTPTLS = "fingerprint:{fingerprint}"']),
+        ("starttls", ['SMTPTLS = "encrypt"', "SMTPSSL = False"]),
+        ("implicit", ['SMTPSSL = "implicit"']),
+        ("implicit", ['SMTPSSL = "implicit"', 'SMTPSSL_CAFILE = "{certificate}"']),
+        ("implicit", ['SMTPSSL = "implicit"', 'SMTPTLS = "fingerprint:{fingerprint}"']),
+    ],
+)
+def test_postfix_takes_mail_by_tls_and_login(place, lines, daemon, home, postfix):
+    """TO-112, BX-32: on this machine a certificate need not be verified, but may be."""
+    certificate, digits = postfix.certificate, fingerprint_of(postfix.certificate)
+    lines = [line.format(certificate=certificate, fingerprint=digits) for line in lines]
+    port = postfix.others.get(place, postfix.submission)
+    home.configure(*submission(port, *lines))
+    recipient = f"submitted-{uuid.uuid4().hex}@example.net"
     assert submit(daemon.port, recipient).startswith("250 2.0.0 Ok: queued as ")
     stored = postfix.message(recipient)
     assert stored.sender.startswith("bobby-dated-")
@@ -144,31 +173,110 @@ def test_postfix_takes_mail_by_tls_and_login(verified, daemon, home, postfix):
 
 @pytest.mark.root
 @pytest.mark.peer("postfix", "openssl")
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_postfix_takes_every_mechanism(mechanism, tls, daemon, home, postfix):
+    """TO-112."""
+    home.configure(*submission(postfix.others[mechanism], f"SMTPSSL = {tls}"))
+    recipient = f"login-{uuid.uuid4().hex}@example.net"
+    assert submit(daemon.port, recipient).startswith("250 2.0.0 Ok: queued as ")
+    protocol = "ESMTPSA" if tls else "ESMTPA"
+    assert f"with {protocol} " in postfix.message(recipient).values("Received")[0] + " "
+    home.configure(
+        *submission(postfix.others[mechanism], f"SMTPSSL = {tls}", "SMTPAUTH_PASSWORD = 'wrong'")
+    )
+    assert re.fullmatch(
+        r"451 4\.7\.0 next hop \S+ refuses the login \(SMTPAUTH_USERNAME\)",
+        submit(daemon.port, "never@example.net"),
+    )
+
+
+@pytest.mark.root
+@pytest.mark.peer("postfix", "openssl")
 @pytest.mark.parametrize(
-    ("lines", "reply"),
+    ("place", "lines", "reply"),
     [
         (
+            "submission",
             ['SMTPAUTH_PASSWORD = "wrong"'],
             r"451 4\.7\.0 next hop \S+ refuses the login \(SMTPAUTH_USERNAME\)",
         ),
-        (["SMTPSSL = False"], r"451 4\..*"),
         (
-            ['SMTPSSL_CAFILE = "{other}"'],
-            r"451 4\.7\.5 next hop \S+: TLS failed: .*verify failed.*",
+            "submission",
+            ["SMTPSSL = False"],
+            r"451 4\.7\.4 next hop \S+ offers no login without SMTPSSL",
         ),
-        (['SMTPSSL_CAFILE = "/none"'], r"451 4\.3\.5 SMTPSSL_CAFILE, .* No such file.*"),
+        (
+            "submission",
+            ['SMTPSSL_CAFILE = "{ca}"'],
+            UNKNOWN_AUTHORITY,
+        ),
+        (
+            "submission",
+            ['SMTPTLS = "verify"'],
+            UNKNOWN_AUTHORITY,
+        ),
+        (
+            "submission",
+            ['SMTPSSL_CAFILE = "/none"'],
+            r"451 4\.3\.5 SMTPSSL_CAFILE, .* No such file.*",
+        ),
+        (
+            "submission",
+            [f'SMTPTLS = "fingerprint:{"0" * 64}"'],
+            rf"451 4\.7\.5 fingerprint of localhost is [0-9a-f]{{64}}, not {'0' * 64}",
+        ),
+        (
+            "other",
+            ['SMTPSSL_CAFILE = "{ca}"'],
+            r"451 4\.7\.5 certificate of localhost is for other\.example\.org",
+        ),
+        (
+            "expired",
+            ['SMTPSSL_CAFILE = "{ca}"'],
+            r"451 4\.7\.5 certificate of localhost has expired on [0-9]{4}-[0-9]{2}-[0-9]{2}",
+        ),
+        (
+            "submission",
+            ['SMTPSSL = "implicit"'],
+            r"451 4\.7\.5 next hop \S+: TLS failed: wrong version number",
+        ),
+        ("implicit", ["SMTPSSL = True"], r"451 4\.4\.1 next hop \S+ does not answer"),
     ],
 )
 def test_a_next_hop_that_cannot_be_trusted_or_logged_in_to_defers(
-    lines, reply, daemon, home, postfix, tmp_path
+    place, lines, reply, start, home, postfix
 ):
-    """TO-112."""
-    other = make_certificate(tmp_path)
-    home.configure(*submission(postfix, *(line.format(other=other) for line in lines)))
+    """TO-112, BX-32: the log says the same."""
+    daemon = start(home, "--nexthop-connect-timeout=2")
+    port = postfix.others.get(place, postfix.submission)
+    lines = [line.format(ca=postfix.authority) for line in lines]
+    home.configure(*submission(port, *lines, host="localhost"))
     said = submit(daemon.port, "never@example.net")
     assert re.fullmatch(reply, said), said
+    assert f"hand-off to localhost:{port} failed: {said}" in daemon.text()
     assert not postfix.for_recipient("never@example.net")
     assert NEXT_HOP_PASSWORD not in said + daemon.text()
+
+
+def test_the_next_hop_is_another_one_when_the_first_cannot_be_had(daemon, home, hop):
+    gone = free_port()
+    home.configure(f"SMTPHOST = ['{HOST}:{gone}', '{HOST}:{hop.port}']", 'MAIL_TRANSPORT = "smtp"')
+    for _ in range(3):
+        assert submit(daemon.port, TO).startswith("250")
+    assert len(hop.stored) == 3
+    told = f"next hop {HOST}:{hop.port} is used instead: next hop {HOST}:{gone}: "
+    assert daemon.text().count(told) == 1
+
+
+def test_the_administrator_names_the_next_hop_of_who_names_none(start, home, hop):
+    with raw_hop() as relay:
+        daemon = start(home, "--relay", f"{HOST}:{relay.port}")
+        home.configure("")
+        assert submit(daemon.port, TO).startswith("250")
+        home.configure(to_smtp(hop.port))
+        assert submit(daemon.port, TO).startswith("250")
+        assert len(relay.stored) == len(hop.stored) == 1
 
 
 def test_a_next_hop_without_tls_gets_neither_mail_nor_password(daemon, home, hop):
@@ -237,3 +345,40 @@ def test_postfix_takes_the_null_sender(program, daemon, home, postfix):
     recipient = f"null-{program}@example.net".lower()
     assert submit(daemon.port, recipient).startswith("250")
     assert postfix.message(recipient).sender == ""
+
+
+@pytest.mark.root
+@pytest.mark.peer("postfix", "openssl")
+def test_a_probe_says_what_postfix_is(home, postfix):
+    """BX-32."""
+    home.configure(*submission(postfix.submission, f'SMTPSSL_CAFILE = "{postfix.certificate}"'))
+    done = run("probe", home=home)
+    assert done.returncode == 0, done
+    lines = dict(re.findall(r"^(.*?): +(.*)$", done.stdout, re.M))
+    assert lines["greeting"] == "hop.example.net ESMTP Postfix"
+    assert lines["size limit"] == "60000000 octets"
+    assert lines["TLS"].startswith("TLSv1.3, ")
+    assert lines["TLS"].endswith(", by STARTTLS")
+    assert (lines["mechanisms"], lines["without TLS"]) == ("PLAIN", "none")
+    assert lines["certificate"] == "for localhost, 127.0.0.1"
+    assert lines["fingerprint"] == fingerprint_of(postfix.certificate).replace(":", "").lower()
+    assert lines["accepted"] == "yes"
+    assert lines["login"] == f"{NEXT_HOP_LOGIN} by PLAIN"
+    assert NEXT_HOP_PASSWORD not in done.stdout + done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.peer("postfix", "openssl")
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("other", r"certificate of localhost is for other\.example\.org"),
+        ("expired", r"certificate of localhost has expired on \d{4}-\d\d-\d\d"),
+    ],
+)
+def test_a_probe_says_why_postfix_is_not_to_be_trusted(place, why, home, postfix):
+    """BX-32."""
+    where = f"localhost:{postfix.others[place]}"
+    done = run("probe", "--ca", str(postfix.authority), where, home=home)
+    assert done.returncode == os.EX_UNAVAILABLE, done
+    assert re.search(rf"^accepted: +no: {why}$", done.stdout, re.M)

@@ -548,3 +548,9 @@ def test_the_site_s_password_goes_to_no_host_that_a_user_names(secretive, hop):
     with raw_hop(keywords=("AUTH PLAIN", "8BITMIME")) as other:
         secretive(f'SMTPHOST = "{HOST}:{other.port}"')
         assert not any(command.startswith("AUTH") for command in other.commands)
+
+
+def test_the_site_s_password_does_not_go_the_way_that_a_user_chooses(secretive, hop):
+    """He could have it sent without TLS."""
+    secretive('SMTPTLS = "off"')
+    assert not any(command.startswith("AUTH") for command in hop.commands)

@@ -16,9 +16,10 @@ from tofmipd.auth.credentials import (
     Verdict,
     is_login_name,
 )
-from tofmipd.auth.dialogue import Deadline, NoVerdict, context_of
+from tofmipd.auth.dialogue import NoVerdict, context_of
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.remote import BY_LOCAL_ADDRESS, RemoteServer, RemoteTls
+from tofmipd.network import Deadline
 
 log = logging.getLogger(__name__)
 

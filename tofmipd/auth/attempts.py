@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tofmipd.auth.asking import Asking
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline
+from tofmipd.network import Deadline
 
 log = logging.getLogger(__name__)
 

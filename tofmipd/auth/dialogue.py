@@ -1,4 +1,4 @@
-"""Asking a server on the network: connecting, TLS, lines; all within one limit of time.
+"""Asking a server on the network: TLS, lines; all within one limit of time.
 
 The libraries for IMAP and POP3 take any amount of data from a server, keep passwords in logs of
 their own, and have limits for single reads only.
@@ -6,16 +6,12 @@ their own, and have limits for single reads only.
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import socket
 import ssl
-import threading
-import time
-from concurrent.futures import Future
-from typing import Any
 
+from tofmipd import network
 from tofmipd.auth.remote import RemoteServer, RemoteTls
+from tofmipd.network import Deadline, is_near, shake_hands
 
 # No server says more than that before a verdict.
 _LIMIT_OCTETS = 1 << 14
@@ -23,20 +19,6 @@ _LIMIT_OCTETS = 1 << 14
 
 class NoVerdict(Exception):
     """The server did not say whether the password is right; ``str()`` is what it did instead."""
-
-
-class Deadline:
-    """An end of all waiting, ``limit_seconds`` from now."""
-
-    def __init__(self, limit_seconds: float) -> None:
-        self._end = time.monotonic() + limit_seconds
-
-    def left_seconds(self) -> float:
-        """More than 0.  Raises TimeoutError."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
 
 
 class Talk:
@@ -94,66 +76,12 @@ def context_of(tls: RemoteTls) -> ssl.SSLContext:
     return context
 
 
-def shake_hands(sock: ssl.SSLSocket, deadline: Deadline) -> None:
-    """Raises OSError."""
-    sock.settimeout(deadline.left_seconds())  # for the handshake as a whole
-    sock.do_handshake()
-
-
 def connect(
     server: RemoteServer, deadline: Deadline, context: ssl.SSLContext | None
 ) -> tuple[Talk, bool]:
     """Connect, with ``context`` encrypted at once; whether the server is on this machine.
 
-    Each address of the server is tried, none longer than its share of the time left.  Raises
-    NoVerdict, OSError.
+    Raises OSError, ValueError; see network.connect.
     """
-    addresses = look_up(server.host, server.port, deadline)
-    trouble = "its name has no address"
-    for number, (family, kind, protocol, _, address) in enumerate(addresses):
-        try:
-            sock = socket.socket(family, kind, protocol)
-            if context is not None:
-                # Not later: wrapping leaks a socket that the server resets at that moment.
-                sock = context.wrap_socket(
-                    sock, server_hostname=server.host, do_handshake_on_connect=False
-                )
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(sock)
-                sock.settimeout(deadline.left_seconds() / (len(addresses) - number))
-                sock.connect(address)
-                stack.pop_all()
-                break
-        except OSError as error:
-            trouble = str(error)
-    else:
-        raise NoVerdict(trouble)
-    try:
-        if isinstance(sock, ssl.SSLSocket):
-            shake_hands(sock, deadline)
-    except BaseException:
-        sock.close()
-        raise
-    return Talk(sock, deadline), is_near(address[0])
-
-
-def is_near(address: str) -> bool:
-    """Whether a numeric address is one of this machine's loopback."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def look_up(host: str, port: int, deadline: Deadline) -> list[tuple[Any, ...]]:
-    """As getaddrinfo, which knows no limit of time: its thread may go on after us."""
-    future: Future[list[tuple[Any, ...]]] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, ValueError) as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="look-up", daemon=True).start()
-    try:
-        return future.result(deadline.left_seconds())
-    except TimeoutError:
-        raise TimeoutError("the look-up of its name timed out") from None
+    sock, address = network.connect(server.host, server.port, deadline, context)
+    return Talk(sock, deadline), is_near(address)

@@ -8,8 +8,9 @@ import secrets
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect
+from tofmipd.auth.dialogue import NoVerdict, Talk, connect
 from tofmipd.auth.remote import ENCRYPTED
+from tofmipd.network import Deadline
 
 _QUOTABLE = re.compile(rb"[ -~]*")
 _GREETING = re.compile(rb"\* OK(?: .*)?", re.IGNORECASE | re.DOTALL)

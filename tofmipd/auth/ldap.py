@@ -16,9 +16,10 @@ from pyasn1.error import PyAsn1Error
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, is_near, look_up, shake_hands
+from tofmipd.auth.dialogue import NoVerdict
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.remote import ENCRYPTED, RemoteServer, RemoteTls
+from tofmipd.network import Deadline, is_near, look_up, shake_hands
 
 # RFC 4511 section 4.1.9, and what servers say of accounts that are locked.
 _SUCCESS = 0

@@ -8,9 +8,10 @@ import re
 
 from tofmipd.auth.asking import AskingServer
 from tofmipd.auth.credentials import Origin, Password, Verdict
-from tofmipd.auth.dialogue import Deadline, NoVerdict, Talk, connect
+from tofmipd.auth.dialogue import NoVerdict, Talk, connect
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.remote import ENCRYPTED, RemoteServer, RemoteTls
+from tofmipd.network import Deadline
 
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +\[([A-Z/-]+)\].*| .*)?", re.IGNORECASE | re.DOTALL)
 # A message-id (RFC 1939 section 7), and nothing wider: from stamps of another form a false

@@ -154,7 +154,8 @@ def _override_text(override: Override | None) -> str:
 
 def _next_hop(config: Config) -> str:
     if config.mail_transport == "smtp":
-        return f"{config.smtphost} by SMTP"
+        hosts = [config.smtphost] if isinstance(config.smtphost, str) else config.smtphost
+        return f"{', '.join(hosts)} by SMTP"
     return sendmail_program(config.sendmail_program)
 
 

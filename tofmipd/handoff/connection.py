@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import select
-import smtplib
 import socket
-import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
+from tofmipd.handoff.nexthop import NextHop
+from tofmipd.handoff.opening import open_client
 from tofmipd.handoff.replies import BadReply, NextHopReply, ReplyReader, refusal
 from tofmipd.smtp.reply import Reply, printable
 
-MESSAGES_PER_CONNECTION = 100
 _BATCH = 100
 # A local part may be a quoted string, and may have a tag behind it.
 _ADDRESS = re.compile(
@@ -25,34 +22,6 @@ _ADDRESS = re.compile(
     rb"\"(?:[^\x00-\x1f\x7f\"\\]|\\[ -~])*\"[^\x00-\x20\x7f<>\"]*@[^\x00-\x20\x7f<>\"]+"
 )
 _RECEIVE_OCTETS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class NextHop:
-    """Where to, as whom, how; times are in seconds.  Equal ones share connections."""
-
-    host: str
-    port: int = 25
-    username: str = ""
-    password: str = field(default="", repr=False)
-    starttls: bool = False
-    cafile: str = ""
-    certfile: str = ""
-    keyfile: str = ""
-    local_name: str = "localhost"
-    connect_timeout: float = 30
-    reply_timeout: float = 120
-    dot_timeout: float = 600
-    messages: int = MESSAGES_PER_CONNECTION
-    # Send 8-bit messages also where 8BITMIME is not offered.
-    pass_eight_bit: bool = False
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def loopback(self) -> bool:
-        return self.host == "localhost" or self.host.startswith("127.") or self.host == "::1"
 
 
 _T = TypeVar("_T")
@@ -73,7 +42,7 @@ class Connection:
     """
 
     def __init__(self, hop: NextHop) -> None:
-        self._hop = hop
+        self.hop = self._hop = hop
         self._reader = ReplyReader()
         # Whether the next hop waits for a message, or has had one, since this was taken into use.
         self._committed = False
@@ -82,13 +51,11 @@ class Connection:
         self._limit_seconds = 0.0
         # When it was last kept for another message; 0 for a connection that never was.
         self.idle_since = 0.0
-        client = _open(hop)
+        client = open_client(hop)
         self._features = {name.lower() for name in client.esmtp_features}
         self._batch = _BATCH if "pipelining" in self._features else 1
-        # From here on the socket is ours; smtplib's own reader is not used any more.
         self._client = client
-        assert client.sock is not None
-        self._socket: socket.socket = client.sock
+        self._socket = client.sock
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def close(self) -> None:
@@ -310,71 +277,6 @@ def _checked(address: bytes) -> bytes:
         text = printable(f"not an address: {address.decode('utf-8', 'replace')}", 120)
         raise HandOffFailed(Reply(451, "3.5", (text,)))
     return address
-
-
-def _open(hop: NextHop) -> smtplib.SMTP:
-    """Connect, greet, and where asked start TLS and log in.  Raises HandOffFailed."""
-    client = None
-    try:
-        client = smtplib.SMTP(hop.host, hop.port, hop.local_name, hop.connect_timeout)
-        client.ehlo_or_helo_if_needed()
-        if hop.starttls:
-            client.starttls(context=_tls_context(hop))
-            client.ehlo_or_helo_if_needed()
-        if hop.username and hop.password:
-            _log_in(client, hop.username, hop.password)
-    except (HandOffFailed, OSError, ValueError) as error:  # smtplib's own are OSErrors
-        if client is not None:
-            client.close()
-        if isinstance(error, HandOffFailed):
-            raise
-        raise HandOffFailed(_not_opened(hop, error)) from error
-    return client
-
-
-def _log_in(client: smtplib.SMTP, username: str, password: str) -> None:
-    """By smtplib, but for signs beyond ASCII, which it cannot send (RFC 4616 wants UTF-8)."""
-    if (username + password).isascii():
-        client.login(username, password)
-        return
-    response = base64.b64encode(f"\0{username}\0{password}".encode("utf-8", "surrogateescape"))
-    code, said = client.docmd("AUTH", "PLAIN " + response.decode())
-    if code != 235:
-        raise smtplib.SMTPAuthenticationError(code, said)
-
-
-def _tls_context(hop: NextHop) -> ssl.SSLContext:
-    """Certificates are verified, but for a next hop on this very machine without a CA file."""
-    try:
-        context = ssl.create_default_context(cafile=hop.cafile or None)
-        if hop.certfile:
-            context.load_cert_chain(hop.certfile, hop.keyfile or None)
-    except OSError as error:
-        text = f"SMTPSSL_CAFILE, _CERTFILE or _KEYFILE cannot be loaded: {error.strerror or error}"
-        raise HandOffFailed(_temporary("3.5", text)) from error
-    if hop.loopback and not hop.cafile:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _not_opened(hop: NextHop, error: Exception) -> Reply:
-    """Nothing has been sent yet: whatever the reason, the client may try again."""
-    match error:
-        case smtplib.SMTPAuthenticationError():
-            return _temporary("7.0", f"next hop {hop} refuses the login (SMTPAUTH_USERNAME)")
-        case smtplib.SMTPNotSupportedError():
-            return _temporary("7.4", f"next hop {hop}: {error}")
-        case smtplib.SMTPResponseException(smtp_code=code, smtp_error=text):
-            said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-            return _temporary("4.1", f"next hop {hop} says: {code} {said}")
-        case ssl.SSLError():
-            return _temporary("7.5", f"next hop {hop}: TLS failed: {error}")
-        case TimeoutError() | OSError(__context__=TimeoutError()):
-            return _temporary("4.1", f"next hop {hop} does not answer")
-        case OSError(strerror=str() as reason):
-            return _temporary("4.1", f"next hop {hop}: {reason}")
-    return _temporary("4.1", f"next hop {hop}: {error}")
 
 
 def _lost(hop: NextHop, error: Exception) -> Reply:

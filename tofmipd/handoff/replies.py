@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tofmipd.smtp.reply import Reply, printable
 
@@ -19,10 +19,11 @@ class BadReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NextHopReply:
-    """One reply: its code and the text of its lines, joined by blanks."""
+    """One reply: its code and the text of its lines, joined by blanks, and each by itself."""
 
     code: int
     text: str
+    lines: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         return printable(f"{self.code} {self.text}")
@@ -54,9 +55,9 @@ class ReplyReader:
                 return None
             line, self._buffer = self._buffer[: end + 1], self._buffer[end + 1 :]
             if self._last(line):
-                text = b" ".join(self._texts).decode("utf-8", "replace")
+                lines = tuple(text.decode("utf-8", "replace") for text in self._texts)
                 self._texts = []
-                return NextHopReply(int(self._code), text)
+                return NextHopReply(int(self._code), " ".join(lines), lines)
 
     def _last(self, line: bytes) -> bool:
         """Take one line with its end; whether it completes a reply."""

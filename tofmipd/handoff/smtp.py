@@ -2,81 +2,188 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tofmipd.handoff.connection import Connection, NextHop, Stale
-from tofmipd.handoff.copy import Copy, Outcome, Taken
+from tofmipd.handoff.connection import Connection, Stale
+from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
+from tofmipd.handoff.nexthop import NextHop
+
+log = logging.getLogger(__name__)
 
 IDLE_LIMIT_SECONDS = 30
+# For so long a next hop that could not be had comes last.
+AVOID_SECONDS = 60
+_AVOIDED_LIMIT = 1000
+# A QUIT may have to wait for a moment.
+_END_SECONDS = 5
 
 _T = TypeVar("_T")
 
 
 class Pool:
-    """Idle connections by next hop; the one used last goes out first.  Safe for threads."""
+    """Idle connections by next hop; the one used last goes out first.  Safe for threads.
+
+    A thread says goodbye on those that have been idle for too long.  It is there only while there
+    are idle ones, and wakes up once for many messages.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: defaultdict[NextHop, list[Connection]] = defaultdict(list)
+        # It is notified when the thread has something to do before its time.
+        self._changed = threading.Condition()
+        self._idle: dict[NextHop, list[Connection]] = {}
+        # Until when; those that failed longest ago stand first.
+        self._avoided: dict[NextHop, float] = {}
+        self._sweeper: threading.Thread | None = None
+        self._closed = False
 
-    def take(self, hop: NextHop) -> Connection:
-        """An idle connection that is still alive, or a new one.  Raises HandOffFailed."""
+    def take(self, hops: Sequence[NextHop]) -> Connection:
+        """An idle connection that is still alive, or a new one, to the first next hop that can be
+        had.  Raises the HandOffFailed of the first one."""
+        return self._try(hops, self._take_one)
+
+    def open(self, hops: Sequence[NextHop]) -> Connection:
+        """A new connection, as ``take``."""
+        return self._try(hops, Connection)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep the connection for the next message, unless it has served its turn."""
+        if not connection.usable:
+            connection.close()
+            return
+        if connection.messages >= connection.hop.messages:
+            connection.quit()
+            return
+        connection.idle_since = time.monotonic()
+        with self._changed:
+            if not self._closed:
+                self._idle.setdefault(connection.hop, []).append(connection)
+                self._have_swept()
+                return
+        connection.quit()
+
+    def close(self) -> None:
+        """Part from all next hops; what is given back later is not kept."""
+        with self._changed:
+            self._closed = True
+            connections = [c for kept in self._idle.values() for c in kept]
+            self._idle.clear()
+            sweeper = self._sweeper
+            self._changed.notify_all()
+        for connection in connections:
+            connection.quit()
+        if sweeper is not None:
+            sweeper.join(_END_SECONDS)
+
+    def _try(self, hops: Sequence[NextHop], get: Callable[[NextHop], Connection]) -> Connection:
+        failures: dict[NextHop, HandOffFailed] = {}
+        for hop in self._by_preference(hops):
+            try:
+                connection = get(hop)
+            except HandOffFailed as error:
+                failures[hop] = error
+                if len(hops) > 1:
+                    self._avoid(hop)
+                continue
+            if failures:
+                log.warning("next hop %s is used instead: %s", hop, _told(failures))
+            if self._avoided:
+                self._trust_again(hop)
+            return connection
+        raise failures[hops[0]]
+
+    def _take_one(self, hop: NextHop) -> Connection:
         while (connection := self._pop(hop)) is not None:
             if connection.alive():
                 return connection
             connection.close()
         return Connection(hop)
 
-    def give_back(self, hop: NextHop, connection: Connection) -> None:
-        """Keep the connection for the next message, unless it has served its turn."""
-        if not connection.usable:
-            return
-        if connection.messages >= hop.messages:
-            connection.quit()
-            return
-        connection.idle_since = time.monotonic()
-        with self._lock:
-            kept = self._idle[hop]
-            kept.append(connection)
-            old = self._expired(kept)
-        for connection in old:
-            connection.quit()
-
-    def close(self) -> None:
-        """Part from all next hops."""
-        with self._lock:
-            connections = [c for kept in self._idle.values() for c in kept]
-            self._idle.clear()
-        for connection in connections:
-            connection.quit()
-
     def _pop(self, hop: NextHop) -> Connection | None:
-        with self._lock:
-            kept = self._idle[hop]
-            return kept.pop() if kept else None
+        with self._changed:
+            kept = self._idle.get(hop)
+            connection = kept.pop() if kept else None
+            if not kept:
+                self._idle.pop(hop, None)
+            return connection
 
-    @staticmethod
-    def _expired(kept: list[Connection]) -> list[Connection]:
-        """Take out those at the front that have been idle for too long."""
+    def _by_preference(self, hops: Sequence[NextHop]) -> Sequence[NextHop]:
+        """Those that could not be had a moment ago come last."""
+        if len(hops) == 1:
+            return hops
+        now = time.monotonic()
+        with self._changed:
+            order = sorted(hops, key=lambda hop: self._avoided.get(hop, 0) > now)
+            if self._avoided.get(order[0], now + 1) <= now:
+                # Who gets this order finds out whether it is back; others need not wait for that.
+                self._avoided[order[0]] = now + AVOID_SECONDS
+            return order
+
+    def _avoid(self, hop: NextHop) -> None:
+        with self._changed:
+            self._avoided.pop(hop, None)
+            if len(self._avoided) >= _AVOIDED_LIMIT:
+                del self._avoided[next(iter(self._avoided))]
+            self._avoided[hop] = time.monotonic() + AVOID_SECONDS
+
+    def _trust_again(self, hop: NextHop) -> None:
+        with self._changed:
+            self._avoided.pop(hop, None)
+
+    def _have_swept(self) -> None:
+        """Called with the lock.  Without a thread they are idle for longer, which hurts nobody."""
+        if self._sweeper is None:
+            sweeper = threading.Thread(target=self._sweep, name="idle", daemon=True)
+            with contextlib.suppress(RuntimeError):
+                sweeper.start()
+                self._sweeper = sweeper
+
+    def _sweep(self) -> None:
+        while True:
+            with self._changed:
+                old = self._expired()
+                if not old:
+                    if not self._idle:
+                        self._sweeper = None
+                        return
+                    self._changed.wait(self._rest_seconds())
+            for connection in old:
+                connection.quit()
+
+    def _expired(self) -> list[Connection]:
+        """Take out those that have been idle for too long: they are at the front."""
         horizon = time.monotonic() - IDLE_LIMIT_SECONDS
-        count = next((n for n, c in enumerate(kept) if c.idle_since >= horizon), len(kept))
-        old, kept[:] = kept[:count], kept[count:]
+        old = []
+        for hop, kept in list(self._idle.items()):
+            while kept and kept[0].idle_since <= horizon:
+                old.append(kept.pop(0))
+            if not kept:
+                del self._idle[hop]
         return old
+
+    def _rest_seconds(self) -> float:
+        """Until the next one will have been idle for too long."""
+        first = min(kept[0].idle_since for kept in self._idle.values())
+        return max(first + IDLE_LIMIT_SECONDS - time.monotonic(), 0)
+
+
+def _told(failures: dict[NextHop, HandOffFailed]) -> str:
+    return "; ".join(failure.reply.lines[0] for failure in failures.values())
 
 
 class SmtpTransport:
-    """Hands copies to one next hop through a pool."""
+    """Hands copies to one of some next hops, in order of preference, through a pool."""
 
-    def __init__(self, hop: NextHop, pool: Pool) -> None:
-        self._hop = hop
+    def __init__(self, hops: Sequence[NextHop], pool: Pool) -> None:
+        self._hops = tuple(hops)
         self._pool = pool
 
     def __str__(self) -> str:
-        return str(self._hop)
+        return ",".join(map(str, self._hops))
 
     def send(self, copy: Copy) -> str:
         """See Transport."""
@@ -94,11 +201,11 @@ class SmtpTransport:
 
     def _use(self, action: Callable[[Connection], _T]) -> _T:
         """Do it on a kept connection; one that turns out stale is replaced once."""
-        connection = self._pool.take(self._hop)
+        connection = self._pool.take(self._hops)
         try:
             result = action(connection)
         except Stale:
-            connection = Connection(self._hop)
+            connection = self._pool.open(self._hops)
             result = action(connection)
-        self._pool.give_back(self._hop, connection)
+        self._pool.give_back(connection)
         return result

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from tofmipd.content import Content, as_local_text
-from tofmipd.handoff.connection import MESSAGES_PER_CONNECTION, NextHop
 from tofmipd.handoff.copy import NO_PARAMETERS, Copy, HandOffFailed, Parameters, Transport
 from tofmipd.handoff.handover import HandedOver, TakenCopy, hand_over, keep
+from tofmipd.handoff.nexthop import NextHop
 from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
 from tofmipd.handoff.stored import Origin
 from tofmipd.privsep.errands import Errands, variables_of
+from tofmipd.privsep.nexthops import configured_hops, names_next_hop
 from tofmipd.privsep.submission import (
     HEADER_LIMIT_OCTETS,
     SessionStamps,
@@ -39,7 +40,6 @@ from tofmipd.tmda.header import Field
 from tofmipd.tmda.inject import Message, Outside, Report, Stamp, Tagged, tag_message
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
-from tofmipd.tmda.values import split_smtphost
 
 if TYPE_CHECKING:
     from tofmipd.privsep.senders import SenderRules
@@ -77,7 +77,8 @@ class House:
     ``retries`` looks after the outbox, None for none; with ``spool`` all messages go there first.
     ``note`` puts one line on the log, at INFO: that of every recipient of every message.
     ``script_timeout`` is in seconds, for a command of a filter.  ``senders`` says whose addresses
-    a login may use, None for everybody's.
+    a login may use, None for everybody's.  ``relay`` has the next hops for configurations that
+    name none, in order of preference; none stands for the sendmail program.
     """
 
     host_name: str
@@ -92,6 +93,7 @@ class House:
     senders: SenderRules | None = None
     retries: Retries | None = None
     spool: bool = False
+    relay: tuple[NextHop, ...] = ()
 
 
 class _Job(NamedTuple):
@@ -299,33 +301,21 @@ class Outbound:
         """The one that the configuration asks for; made anew when the configuration is."""
         chosen = self._chosen
         if chosen is None or chosen[0] is not config or chosen[1] != local_address:
-            if config.mail_transport == "smtp":
-                transport: Transport = self._smtp(config)
+            if self._house.relay and not names_next_hop(config):
+                transport: Transport = SmtpTransport(self._house.relay, self._house.pool)
+            elif config.mail_transport == "smtp":
+                transport = self._smtp(config)
             else:
                 transport = self._sendmail(config, local_address)
             chosen = self._chosen = (config, local_address, transport)
         return chosen[2]
 
     def _smtp(self, config: Config) -> Transport:
-        host, port = split_smtphost(config.smtphost)
-        limits = self._house.limits
-        hop = NextHop(
-            host,
-            port,
-            config.smtpauth_username,
-            config.smtpauth_password,
-            config.smtpssl,
-            config.smtpssl_cafile,
-            config.smtpssl_certfile,
-            config.smtpssl_keyfile,
-            self._house.host_name,
-            limits.connect_timeout,
-            limits.reply_timeout,
-            limits.dot_timeout,
-            config.smtp_max_sessions_per_connection or MESSAGES_PER_CONNECTION,
-            self._house.pass_eight_bit,
+        house = self._house
+        hops = configured_hops(
+            config, house.limits, house.host_name, pass_eight_bit=house.pass_eight_bit
         )
-        return SmtpTransport(hop, self._house.pool)
+        return SmtpTransport(hops, house.pool)
 
     def _sendmail(self, config: Config, local_address: str) -> Transport:
         return SendmailTransport(

@@ -18,6 +18,7 @@ from tofmipd.handoff.copy import HandOffFailed, Transport
 from tofmipd.handoff.outbox import Outbox
 from tofmipd.handoff.retries import Retries, Rules
 from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep.nexthops import relay_hops
 from tofmipd.privsep.outbound import House, Observer, Outbound, Owner
 from tofmipd.privsep.virtualdomains import HomeScript, NoHome
 from tofmipd.settings import GlobalMode, Settings
@@ -92,6 +93,12 @@ def house(
         senders=_sender_rules(settings),
         retries=retries,
         spool=settings.queue.spool,
+        relay=relay_hops(
+            settings.relay,
+            settings.next_hop,
+            settings.host_name,
+            pass_eight_bit=settings.pass_eight_bit,
+        ),
     )
 
 

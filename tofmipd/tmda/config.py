@@ -81,11 +81,12 @@ class Config:
     smtp_max_sessions_per_connection: int = setting(values.to_number, 0)
     smtpauth_password: str = setting(values.to_text, "")
     smtpauth_username: str = setting(values.to_text, "")
-    smtphost: str = setting(values.to_smtphost, "localhost")
-    smtpssl: bool = setting(values.to_flag, False)
+    smtphost: str | tuple[str, ...] = setting(values.to_smtphost, "localhost")
+    smtpssl: bool | str = setting(values.to_smtpssl, False)
     smtpssl_cafile: str = setting(values.to_text, "", path=True)
     smtpssl_certfile: str = setting(values.to_text, "", path=True)
     smtpssl_keyfile: str = setting(values.to_text, "", path=True)
+    smtptls: str = setting(values.to_smtptls, "")
     tags_confirm: tuple[str, ...] = setting(values.to_tags, ("confirm",))
     tags_dated: tuple[str, ...] = setting(values.to_tags, ("dated",))
     tags_keyword: tuple[str, ...] = setting(values.to_tags, ("keyword",))
@@ -151,6 +152,9 @@ def build(
                 if line:
                     break
             raise ConfigError(file.path, line, problem) from None
+    if given.get("smtptls") == "off" and given.get("smtpssl"):
+        line = line_of("SMTPTLS", own.octets)
+        raise ConfigError(own.path, line, "SMTPTLS = 'off' contradicts SMTPSSL, which asks for TLS")
     lines = {name: line_of(name, own.octets) for name in SETTINGS if names.get(name)}
     config = Config(origin=own.path, lines=lines, names=names, **given)
     return _with_defaults(config, surroundings, expand)

@@ -24,7 +24,7 @@ from tofmipd.tmda.profile import Profile, tag_settings
 from tofmipd.tmda.values import TRUTH
 
 _DEFAULT_PATH = "~/.tmda/config"
-_NEXT_HOP = frozenset({"MAIL_TRANSPORT", "SMTPHOST", "SMTPSSL", "SMTPSSL_CAFILE"})
+_NEXT_HOP = frozenset({"MAIL_TRANSPORT", "SMTPHOST", "SMTPSSL", "SMTPSSL_CAFILE", "SMTPTLS"})
 _RECONNECT_SECONDS = 5
 
 

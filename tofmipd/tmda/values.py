@@ -115,23 +115,57 @@ _SMTPHOST = re.compile(
 )
 
 
-def split_smtphost(text: str) -> tuple[str, int]:
-    """``host``, ``host:port``, ``[v6]``, ``[v6]:port`` or plain v6; port 25 if absent.
+def split_smtphost(text: str, default_port: int = 25) -> tuple[str, int]:
+    """``host``, ``host:port``, ``[v6]``, ``[v6]:port`` or plain v6.
 
     Raises TypeError."""
     match = _SMTPHOST.fullmatch(text)
     if match is None and re.fullmatch(r"[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", text):
-        return text, 25
-    port = int((match and (match[2] or match[4])) or 25)
+        return text, default_port
+    port = int((match and (match[2] or match[4])) or default_port)
     if match is None or not 0 < port < 65536:
         raise TypeError("HOST or HOST:PORT")
     return match[1] or match[3], port
 
 
-def to_smtphost(value: object) -> str:
-    text = to_text(value)
-    split_smtphost(text)
-    return text
+def to_smtphost(value: object) -> str | tuple[str, ...]:
+    """One server, or several in order of preference."""
+    if isinstance(value, str | bytes):
+        text = to_text(value)
+        split_smtphost(text)
+        return text
+    try:
+        hosts = to_texts(value)
+        for host in hosts:
+            split_smtphost(host)
+    except TypeError:
+        hosts = ()
+    if not hosts:
+        raise TypeError('HOST or HOST:PORT, or a list of these: ["...", "..."]')
+    return hosts
+
+
+def to_smtpssl(value: object) -> bool | str:
+    if isinstance(value, str | bytes) and to_text(value).lower() in ("starttls", "implicit"):
+        return to_text(value).lower()
+    try:
+        return to_flag(value)
+    except TypeError:
+        raise TypeError("True, False, 'starttls' or 'implicit'") from None
+
+
+def to_smtptls(value: object) -> str:
+    """How the server is known: "" for the usual way, "off", or what NextHop calls trust."""
+    text = to_text(value).lower()
+    if text in ("", "verify", "encrypt", "off"):
+        return text
+    word, _, digits = text.partition(":")
+    digits = digits.replace(":", "")
+    if word != "fingerprint" or not re.fullmatch("[0-9a-f]{64}", digits):
+        raise TypeError(
+            "'verify', 'encrypt', 'off', or 'fingerprint:' and 64 hexadecimal digits (SHA-256)"
+        )
+    return f"fingerprint:{digits}"
 
 
 def _header_name(value: object) -> str:
@@ -173,7 +207,7 @@ def converted(value: object, convert: Callable[[object], Any]) -> Any:
     if not isinstance(value, IniText):
         return convert(value)
     literal = _literal(value)
-    listed = convert is to_text_or_texts and isinstance(literal, list | tuple | dict)
+    listed = convert in (to_text_or_texts, to_smtphost) and isinstance(literal, list | tuple | dict)
     if isinstance(literal, str) or listed:
         return convert(literal)
     try:
