@@ -470,9 +470,9 @@ def test_what_is_said_of_python_2_is_in_the_page(tmp_path):
 
 CLEANED = """\
 import os
-from tofmipd.globalmode import _clean_environment
+from tofmipd.privsep.confine import clean_environment
 from tofmipd.privsep.identity import Identity
-_clean_environment(Identity("you", "you"), "/home/you")
+clean_environment(Identity("you", "you"), "/home/you")
 print(os.getcwd(), *os.environ)
 """
 

@@ -43,7 +43,6 @@ from tofmipd.privsep.remote import RemoteGate
 from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.privsep.virtualdomains import VirtualDomains
 from tofmipd.privsep.worker import Shipping, Worker
-from tofmipd.programs import PATH
 from tofmipd.server import Listener, service_of
 from tofmipd.settings import GlobalMode, Settings
 from tofmipd.tls.files import Watch, paths_of
@@ -248,7 +247,7 @@ class GlobalDaemon:
         if settings.one_cpu:
             cpus.keep_to_one(account.rights.uid, but=self.monitor)
         os.umask(0o077)
-        _clean_environment(identity, account.home)
+        confine.clean_environment(identity, account.home)
         shipping = Shipping()
         shipping.setFormatter(log_module.OneLine("%(message)s"))
         log_module.replace_handler(shipping)
@@ -306,19 +305,6 @@ def _identities(admission: Admission, domains: VirtualDomains | None) -> Callabl
         return Identity(owner, login)
 
     return identity
-
-
-def _clean_environment(identity: Identity, home: str) -> None:
-    """What a user's configuration sees of the daemon's environment: the time zone."""
-    zone = os.environ.get("TZ")
-    linux.wipe_environment()
-    os.environ.clear()
-    login = identity.login
-    os.environ.update(PATH=PATH, HOME=home, LOGIN=login, LOGNAME=identity.account)
-    os.environ["USER"] = identity.account
-    if zone is not None:
-        os.environ["TZ"] = zone
-    os.chdir("/")
 
 
 def _reopen_log() -> int | None:

@@ -35,6 +35,7 @@ COMMANDS = {
     "init": "make what a first mail needs: key, configuration, filter, password",
     "test": "send one mail through a running tofmipd",
     "user": "add, change, list, try and remove users of a password file",
+    "queue": "list, show, try and remove what waits for the next hop",
     "keygen": "make a key for tagged addresses",
     "address": "make or check a tagged address",
     "explain": "say what would become of a message, and why; nothing is sent",

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tofmipd.content import Content, as_local_text, stuffed
 from tofmipd.handoff import bounce
@@ -66,6 +67,14 @@ class Rules:
         """How long to wait after so many attempts, spread a little by chance."""
         pause = min(self.first_pause * 2.0 ** min(max(tries - 1, 0), 20), _LONGEST_PAUSE_SECONDS)
         return pause * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+class Tried(NamedTuple):
+    """``pair`` after an attempt for ``places``; when to try again, or None."""
+
+    pair: Pair
+    places: tuple[Place, ...]
+    due: float | None
 
 
 class Retries:
@@ -131,6 +140,11 @@ class Retries:
         with self._changed:
             due = min(self._known.values(), default=None)
             return self.busy or (due is not None and due <= time.time() + seconds)
+
+    def upcoming(self) -> set[str]:
+        """What is to be tried, as far as that is known here."""
+        with self._changed:
+            return set(self._known)
 
     def stop(self, limit_seconds: float) -> bool:
         """Begin nothing new, and wait for what is under way; whether that has ended."""
@@ -238,18 +252,32 @@ class Retries:
 
         Nothing is done if somebody else has it.  Raises BadEnvelope, OSError.
         """
+        tried = self.attempt(id_)
+        if tried is not None:
+            return tried.due
+        # Gone, or somebody else is trying it, who may not succeed.
+        return time.time() + _TROUBLE_PAUSE_SECONDS if self.outbox.holds(id_) else None
+
+    def attempt(self, id_: str, *, again: bool = False) -> Tried | None:
+        """As ``try_now``, but says more; None if it is gone or somebody else has it.
+
+        With ``again`` a message that was set aside is tried as well, and whom nobody could tell of
+        a refusal waits again.
+        """
         pair = self.outbox.take(id_)
         if pair is None:
-            # Gone, or somebody else is trying it, who may not succeed.
-            return time.time() + _TROUBLE_PAUSE_SECONDS if self.outbox.holds(id_) else None
+            return None
         with pair:
             if pair.state == BAD:
-                return None
+                if not again:
+                    return None
+                _wait_again(pair)
+            before = tuple(pair.history.waiting(pair.stored))
             pair.mark(BUSY)
             attempt = _Attempt(pair, self._rules, self._note)
             attempt.run(self.transports)
             attempt.report(self._send_report)
-            return attempt.finish()
+            return Tried(pair, before, attempt.finish())
 
     def _send_report(self, copy: Copy, origin: Origin, id_: str) -> None:
         """Raises OSError."""
@@ -260,6 +288,13 @@ class Retries:
         except FileExistsError:
             return  # committed before a crash
         self.add(id_, now)
+
+
+def _wait_again(pair: Pair) -> None:
+    """What the next hop said last stays on record.  Raises OSError."""
+    now = time.time()
+    refused = [pair.history.last[place] for place in pair.history.refused(pair.stored)]
+    pair.tell(*(event._replace(what=DEFERRED, at=now) for event in refused))
 
 
 def _no_transport(login: str, local_address: str) -> Transport:

@@ -6,6 +6,7 @@ lines behind it, so that telling one is a single append.
 
 from __future__ import annotations
 
+import math
 import re
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +102,12 @@ class History:
     warned: bool = False
 
     def add(self, event: Event) -> None:
-        if event.place is not None:
-            self.last[event.place] = event
+        place = event.place
+        if place is not None:
+            if event.what == TOLD and place in self.last:
+                # What the sender knows is what the next hop said.
+                event = self.last[place]._replace(what=TOLD, at=event.at)
+            self.last[place] = event
         elif event.what == TRIED:
             self.tries += 1
         elif event.what == WARNED:
@@ -215,8 +220,11 @@ def _stored(lines: Sequence[bytes]) -> Stored:
             notices,
         ),
     )
-    if not copies or stored.body_start != sum(copy.header_octets for copy in copies):
+    sizes = [copy.header_octets for copy in copies]
+    if not copies or min(sizes) < 0 or stored.body_start != sum(sizes):
         raise ValueError("its parts do not fit together")
+    if not math.isfinite(stored.origin.arrived):
+        raise ValueError("its time of arrival is none")
     return stored
 
 

@@ -1,10 +1,14 @@
-"""Limits that the kernel keeps for a worker: what its user's program can take from the machine."""
+"""What a worker finds: limits that the kernel keeps, and a clean environment."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import resource
+
+from tofmipd.privsep import linux
+from tofmipd.privsep.identity import Identity
+from tofmipd.programs import PATH
 
 _MIB = 1 << 20
 # Private memory, and all that is mapped: threads reserve more than they use.
@@ -35,6 +39,19 @@ def descriptors(number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, choice)
             return
+
+
+def clean_environment(identity: Identity, home: str) -> None:
+    """What a user's configuration sees of the daemon's environment: the time zone."""
+    zone = os.environ.get("TZ")
+    linux.wipe_environment()
+    os.environ.clear()
+    login = identity.login
+    os.environ.update(PATH=PATH, HOME=home, LOGIN=login, LOGNAME=identity.account)
+    os.environ["USER"] = identity.account
+    if zone is not None:
+        os.environ["TZ"] = zone
+    os.chdir("/")
 
 
 def _at_most(what: int, number: int) -> None:

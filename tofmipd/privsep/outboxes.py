@@ -96,6 +96,24 @@ def due_of(base: str, name: str) -> float | None:
     return due
 
 
+def may_hold_any(path: str) -> bool:
+    """Whether an outbox may hold messages; root follows no link for that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+    try:
+        with os.scandir(descriptor) as files:
+            for number, file in enumerate(files):
+                if ENVELOPE in file.name or number >= _LOOK_LIMIT:
+                    return True
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _names(base: str) -> Iterator[str]:
     with contextlib.suppress(OSError), os.scandir(base) as files:
         for file in files:
