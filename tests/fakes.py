@@ -13,13 +13,14 @@ import hmac
 import ipaddress
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from tofmipd.auth.credentials import (
     Certificate,
@@ -477,8 +478,8 @@ class Client:
 class Moment(NamedTuple):
     """When a fake next hop asks its script what to do.
 
-    ``stage`` is "GREETING", a verb, "BODY" (some of a message has come) or "DOT" (all of it
-    has); ``connection`` and ``message`` count from 1.
+    ``stage`` is "GREETING", a verb, "BODY" (some of a message has come), "DOT" (all of it has) or
+    "REPLIED" (that has been answered); ``connection`` and ``message`` count from 1.
     """
 
     stage: str
@@ -491,13 +492,16 @@ class Moment(NamedTuple):
 class Act:
     """What the next hop does instead of the usual: says something, then hangs up or stalls.
 
-    ``drip``: it says one octet at a time, without end.
+    ``drip``: it says one octet at a time, without end.  ``reset``: it hangs up with an RST.
+    ``takes``: it has the message, whatever it says to the dot.
     """
 
     octets: bytes = b""
     close: bool = False
     stall: bool = False
     drip: bool = False
+    reset: bool = False
+    takes: bool = False
 
 
 CLOSE = Act(close=True)
@@ -518,7 +522,7 @@ def at(stage: str, act: Act | bytes, **when: int | str) -> Script:
 
 @dataclass
 class Taken:
-    """A message that the next hop has said 250 to; ``wire`` is without the final dot."""
+    """A message that the next hop has, and its ``reply``; ``wire`` is without the final dot."""
 
     connection: int
     sender: str
@@ -526,6 +530,7 @@ class Taken:
     wire: bytes
     size_octets: int
     digest: str
+    reply: bytes
 
     @property
     def text(self) -> bytes:
@@ -554,6 +559,7 @@ class FakeNextHop:
         tls: ssl.SSLContext | None = None,
         implicit: bool = False,
         keep: bool = True,
+        port: int = 0,
     ) -> None:
         self.script = script
         self.features = features
@@ -572,11 +578,10 @@ class FakeNextHop:
         self.ending = threading.Event()
         self._talks: list[_NextHopSession] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._start(self._accept)
+        self.port = port
+        self.take_connections()
 
-    def __enter__(self) -> FakeNextHop:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -594,6 +599,12 @@ class FakeNextHop:
         for thread in list(self._threads):
             thread.join(PATIENCE_SECONDS)
 
+    def take_connections(self) -> None:
+        """Listen, also again; then another may have had the port meanwhile."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = int(self._listener.getsockname()[1])
+        self._start(self._accept, self._listener)
+
     def refuse_connections(self) -> None:
         """Nobody listens any more; connections that are open stay so."""
         with contextlib.suppress(OSError):
@@ -604,7 +615,8 @@ class FakeNextHop:
         """Close all connections, as a server does that has been idle for too long."""
         for talk in self._talks:
             with contextlib.suppress(OSError):
-                talk.socket.shutdown(socket.SHUT_RDWR)
+                # Not that of an encrypted one, for another thread is using it.
+                socket.socket.shutdown(talk.socket, socket.SHUT_RDWR)
 
     @property
     def commands(self) -> list[str]:
@@ -616,10 +628,10 @@ class FakeNextHop:
         self._threads.append(thread)
         thread.start()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while not self.ending.is_set():
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except OSError:
                 return
             sock.settimeout(PATIENCE_SECONDS * 3)
@@ -673,7 +685,9 @@ class _NextHopSession:
         self.socket.sendall(act.octets)
         if act.stall:
             self.hop.ending.wait(PATIENCE_SECONDS * 3)
-        return not (act.close or act.stall)
+        if act.reset:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return not (act.close or act.stall or act.reset)
 
     def answer(self, stage: str, argument: str, usual: bytes) -> bool:
         return self.do(self.decide(stage, argument), usual)
@@ -778,7 +792,8 @@ class _NextHopSession:
         if self.sender is not None:
             self.hop.violations.append("MAIL within a transaction")
         act = self.decide("MAIL", argument)
-        self.sender = _between_brackets(argument) if act is None else None
+        good = act is None or act.octets.startswith(b"25")
+        self.sender = _between_brackets(argument) if good else None
         self.recipients = []
         return self.do(act, b"250 2.1.0 sender ok\r\n")
 
@@ -827,14 +842,15 @@ class _NextHopSession:
 
     def judge(self, wire: bytes, size: int, digest: str) -> bool:
         act = self.decide("DOT")
-        if act is None or act.octets.startswith(b"250"):
-            self.hop.messages.append(
-                Taken(self.number, self.sender or "", self.recipients, wire, size, digest)
-            )
         usual = b"250 2.0.0 Ok: queued as FAKE%d\r\n" % self.message
+        if act is None or act.octets.startswith(b"250") or act.takes:
+            reply = usual if act is None else act.octets
+            self.hop.messages.append(
+                Taken(self.number, self.sender or "", self.recipients, wire, size, digest, reply)
+            )
         self.sender, self.recipients = None, []
         self.message += 1
-        return self.do(act, usual)
+        return self.do(act, usual) and self.answer("REPLIED", "", b"")
 
 
 def _between_brackets(argument: str) -> str:

@@ -305,12 +305,12 @@ BROKEN = {
         "its content file is too short",
     ),
     "other format": (rewritten(b"tofmipd 1", b"tofmipd 9"), "its format is unknown"),
-    "no time": (rewritten(b"Arrived: ", b"Arrived: nan\nX: "), "its time of arrival is none"),
+    "no time": (rewritten(b"Arrived: ", b"Arrived: nan\nX: "), "unknown value"),
     "endless time": (
         rewritten(b"Arrived: ", b"Arrived: 1e999\nX: "),
-        "its time of arrival is none",
+        "unknown value",
     ),
-    "negative length": (rewritten(b"Copy: ", b"Copy: -"), "its parts do not fit together"),
+    "negative length": (rewritten(b"Copy: ", b"Copy: -"), "unknown value"),
     "unknown event": (rewritten(b"\nEnd\n", b"\nEnd\nEaten: 1.1 5\n"), "unknown line"),
 }
 
@@ -693,16 +693,26 @@ def gone():
     raise HandOffFailed(Reply(451, "3.0", ("not now",)))
 
 
+def test_the_relay_of_the_daemon_is_taken(home, queue):
+    home.put("one")
+    home.configure('FULLNAME = "x"')
+    with FakeNextHop() as hop:
+        assert queue("retry", "one", "--relay", f"127.0.0.1:{hop.port}")[0] == 0
+        assert len(hop.messages) == 1
+    home.put("one")
+    assert queue("retry", "one", "--relay", "a b:c")[0] == USAGE
+
+
 def test_a_daemon_comes_back_to_what_the_tool_had(home, monkeypatch):
     """It may have met the tool just when the message was due."""
-    monkeypatch.setattr(retries_module, "_TROUBLE_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(retries_module, "_LOOK_SECONDS", 0.05)
     home.put("one", due=-5)
     asked = []
     daemon = Retries(home.outbox, Rules("host"), lambda line: None)
     daemon.transports = lambda login, address: asked.append(login) or gone()
     met = []
     attempt = daemon.attempt
-    monkeypatch.setattr(daemon, "attempt", lambda id_: met.append(id_) or attempt(id_))
+    monkeypatch.setattr(daemon, "attempt", lambda id_, early: met.append(id_) or attempt(id_))
     try:
         with home.outbox.take("one"):
             daemon.start()

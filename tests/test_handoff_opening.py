@@ -7,7 +7,17 @@ import socket
 import ssl
 
 import pytest
-from certificates import GOOD, HOST_NAME, NOT_YET, OVER, Authority, authority, key_of, key_pem
+from certificates import (
+    GOOD,
+    HOST_NAME,
+    NOT_YET,
+    OVER,
+    Authority,
+    authority,
+    key_of,
+    key_pem,
+    replace,
+)
 from cryptography.hazmat.primitives import hashes
 from fakes import CLOSE, STALL, Act, FakeNextHop, at, server_context, wait_for
 from hypothesis import example, given, settings
@@ -365,6 +375,22 @@ def test_nobody_is_asked_for_the_passphrase_of_a_key(tls, tmp_path):
         chosen = {"certfile": str(files.chain), "keyfile": str(files.key)}
         heard = failure_of(server, tls="starttls", **chosen)
     assert heard.startswith("451 4.3.5 SMTPSSL_CAFILE, _CERTFILE or _KEYFILE cannot be loaded")
+
+
+def test_files_of_tls_are_read_again_when_they_change(tmp_path, named):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority().issue().save(tmp_path))
+    cafile = tmp_path / "trusted.crt"
+    with FakeNextHop(tls=context) as server:
+        fields = {"host": HOST_NAME, "tls": "starttls", "cafile": str(cafile)}
+        assert failure_of(server, **fields).startswith("451 4.3.5 SMTPSSL_CAFILE, ")
+        cafile.write_bytes(Authority("Somebody Else", number=103).pem)
+        for _ in range(2):
+            assert "unknown authority" in failure_of(server, **fields)
+        replace(cafile, authority().pem)
+        opened(server, **fields)
+        cafile.unlink()
+        assert failure_of(server, **fields).startswith("451 4.3.5 SMTPSSL_CAFILE, ")
 
 
 def test_a_date_is_that_of_utc():

@@ -710,6 +710,27 @@ def test_a_refusal_in_the_middle_of_a_message_is_heard():
 
 
 @pytest.mark.parametrize(
+    ("stage", "said"),
+    [("DATA", b"354 go on\r\n250 2.0.0 more\r\n"), ("BODY", b"250 2.0.0 more\r\n")],
+)
+def test_a_reply_too_many_is_not_taken_for_that_to_the_dot(stage, said):
+    lies = iter([Act(said)])
+
+    def script(moment):
+        if moment.stage == "DOT":
+            return Act(b"554 5.6.0 no\r\n")
+        return next(lies, None) if moment.stage == stage else None
+
+    # More than systems keep for a connection, in blocks: most has arrived before the last one goes.
+    copy = copy_of([b"x" * 998 + b"\r\n"] * 20_000)
+    copy.content.descriptor()
+    with FakeNextHop(script) as server:
+        heard = failure_of(transport_to(server), copy)
+        assert heard.startswith("451 4.4.2 ")
+        assert server.messages == []
+
+
+@pytest.mark.parametrize(
     "address",
     [
         b"x@example.net>\r\nRCPT TO:<all@example.net",

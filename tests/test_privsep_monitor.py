@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from tofmipd.privsep import monitor as monitor_module
+from tofmipd.privsep import worker as worker_module
 from tofmipd.privsep.channel import Channel
 from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.frames import CONTROL_LIMIT_OCTETS, TO_SERVER, Control, Kind, decode_control
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.monitor import Monitor
 from tofmipd.privsep.plan import Plan
+from tofmipd.privsep.workers import Worker
 
 # No process has this number, so that nothing is killed.
 NOBODY = 2**31 - 1
+ANNA, BEN = Identity("anna", "anna"), Identity("ben", "ben")
 
 
 @dataclass
@@ -99,3 +106,162 @@ def test_a_session_that_has_proved_nothing_is_refused(court: Court) -> None:
     frame = decode_control(court.server.receive(CONTROL_LIMIT_OCTETS), TO_SERVER)
     assert (frame.kind, frame.number) == (Kind.REFUSED, 5)
     assert court.monitor._offences == 1
+
+
+# Lines of workers for the log.
+
+
+@dataclass
+class Talker:
+    """A worker of the court's, and its end of the channel."""
+
+    monitor: Monitor
+    worker: Worker
+    channel: Channel
+
+    def say(self, *frames: Control) -> None:
+        for frame in frames:
+            self.channel.send(frame.encode())
+            self.monitor._read(self.worker)
+
+    def line(self, text: str, level: int = logging.INFO) -> Control:
+        return Control(Kind.LINE, level, (text,))
+
+
+@pytest.fixture
+def talker(court: Court, caplog: pytest.LogCaptureFixture) -> Iterator[Talker]:
+    caplog.set_level(logging.DEBUG)
+    ours, theirs = Channel.pair()
+    ours.never_wait()
+    worker = Worker("worker for 'anna'", NOBODY - 5, ours, identity=ANNA)
+    court.monitor._adopt(worker)
+    court.monitor._workers.add(worker)
+    yield Talker(court.monitor, worker, theirs)
+    theirs.close()
+
+
+def test_a_worker_may_have_lines_on_the_log(talker: Talker, caplog) -> None:
+    talker.say(talker.line("s=7 sent"), talker.line("s=7 deferred", logging.WARNING))
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.INFO, "outbox of 'anna': s=7 sent"),
+        (logging.WARNING, "outbox of 'anna': s=7 deferred"),
+    ]
+
+
+@pytest.mark.parametrize("level", [0, 1, 11, 50, 255, 2**64 - 1])
+def test_a_line_has_no_level_of_its_own_making(level: int, talker: Talker, caplog) -> None:
+    talker.say(talker.line("x", level))
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J", "a\tb", "\udcff", "ü", "\u2028", "%s %d", "x" * 1024, "outbox of 'root': y"]
+)
+def test_a_line_cannot_be_taken_for_somebody_elses(text: str, talker: Talker, caplog) -> None:
+    talker.say(talker.line(text))
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("outbox of 'anna': ")
+    assert said.isascii()
+    assert said.isprintable()
+    assert len(said) < 1100
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\0b", "x" * 1025])
+def test_a_line_that_is_none_ends_the_worker(text: str, talker: Talker, caplog) -> None:
+    talker.say(talker.line(text), talker.line("and then"))
+    assert talker.worker.distrusted
+    assert "and then" not in caplog.text
+    assert talker.monitor._workers.find(ANNA) is None
+
+
+def test_who_talks_too_much_is_ended(talker: Talker, caplog) -> None:
+    # None is earned by waiting.
+    talker.worker.born = time.monotonic() + 3600
+    limit = monitor_module._LINES_LIMIT - 3600 * monitor_module._LINES_A_SECOND
+    assert limit < 0
+    talker.say(talker.line("x"))
+    assert talker.worker.distrusted
+    assert "talks too much" in caplog.text
+
+
+def test_so_many_lines_are_borne(talker: Talker, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(monitor_module, "_LINES_A_SECOND", 0)
+    for number in range(monitor_module._LINES_LIMIT):
+        talker.say(talker.line(f"{number}"))
+    assert not talker.worker.distrusted
+    assert len(caplog.records) == monitor_module._LINES_LIMIT
+    talker.say(talker.line("one too many"))
+    assert talker.worker.distrusted
+
+
+def test_a_worker_says_less_than_the_monitor_bears() -> None:
+    assert worker_module._SENT_LIMIT < monitor_module._LINES_LIMIT
+    assert worker_module._SENT_A_SECOND < monitor_module._LINES_A_SECOND
+
+
+@pytest.mark.parametrize("who", ["server", "auth"])
+def test_nobody_but_a_worker_has_lines_for_the_log(who: str, court: Court, caplog) -> None:
+    channel = getattr(court, who)
+    channel.send(Control(Kind.LINE, 20, ("forged",)).encode())
+    child = getattr(court.monitor, f"_{who}").child
+    court.monitor._read(child)
+    assert child.distrusted
+    assert "forged" not in caplog.text
+
+
+# Outboxes that nobody looks after.
+
+
+@pytest.fixture
+def started(court: Court, monkeypatch: pytest.MonkeyPatch) -> list[Identity]:
+    """For whom a worker would have been forked."""
+    found: list[Identity] = []
+    monkeypatch.setattr(court.monitor, "_start_worker", lambda identity: found.append(identity))
+    return found
+
+
+def with_places(court: Court, count: int) -> None:
+    court.monitor._plan = dataclasses.replace(court.monitor._plan, max_workers=count)
+
+
+def test_a_worker_is_started_for_an_outbox_in_which_something_is_due(
+    court: Court, started: list[Identity]
+) -> None:
+    with_places(court, 1)
+    court.monitor._chores._due = {ANNA: time.monotonic() - 1, BEN: time.monotonic() + 3600}
+    assert court.monitor._patience() < 0
+    court.monitor._keep_time()
+    court.monitor._keep_time()
+    assert started == [ANNA]
+    assert 0 < court.monitor._patience() <= 60
+
+
+def test_sessions_go_first(court: Court, started: list[Identity]) -> None:
+    court.monitor._chores._due = {ANNA: 0.0}
+    court.monitor._keep_time()
+    with_places(court, 5)
+    court.auth.send(Control(Kind.PROVED, 1, ("ben", "ben")).encode())
+    court.monitor._queue.append((time.monotonic() + 100, 1))
+    court.monitor._chores._due = {ANNA: 0.0}
+    court.monitor._keep_time()
+    assert started == []
+    assert court.monitor._chores._due[ANNA] > time.monotonic()
+
+
+def test_who_is_at_work_looks_after_his_outbox_himself(
+    court: Court, started: list[Identity], talker: Talker
+) -> None:
+    with_places(court, 5)
+    court.monitor._chores._due = {ANNA: 0.0}
+    court.monitor._keep_time()
+    assert started == []
+    assert court.monitor._chores.next() is None
+
+
+def test_when_it_stops_no_worker_is_started(court: Court, started: list[Identity]) -> None:
+    with_places(court, 5)
+    court.monitor._chores._due = {ANNA: 0.0}
+    court.monitor._stop_at = time.monotonic() + 100
+    court.monitor._keep_time()
+    assert started == []

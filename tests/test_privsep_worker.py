@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from fakes import PATIENCE_SECONDS, TAKEN, wait_for
@@ -42,7 +44,9 @@ class Office:
     ``submit`` may be set to what deals with a message; ``taken`` has what came in.
     """
 
-    def __init__(self, idle_timeout: float = 60) -> None:
+    def __init__(
+        self, idle_timeout: float = 60, occupied: Callable[[], bool] = lambda: False
+    ) -> None:
         self.monitor, self.control = Channel.pair()
         self.monitor.limit_waiting(PATIENCE_SECONDS)
         shipping = Shipping()
@@ -52,7 +56,12 @@ class Office:
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
         self.worker = Worker(
-            self.control, "bobby", shipping, idle_timeout=idle_timeout, size_limit_octets=SIZE_LIMIT
+            self.control,
+            "bobby",
+            shipping,
+            idle_timeout=idle_timeout,
+            size_limit_octets=SIZE_LIMIT,
+            occupied=occupied,
         )
         self.taken: list[tuple[Envelope, bytes, str]] = []
         self.submit = lambda envelope, content, session_id: TAKEN
@@ -444,6 +453,110 @@ def test_a_worker_with_work_is_not_idle(office, monkeypatch):
     go_on.set()
     assert answer(session)[0] == TAKEN
     assert said_by(place) is Kind.IDLE
+
+
+def told(monitor: Channel, limit_seconds: float = PATIENCE_SECONDS) -> Control:
+    """The next frame of a worker."""
+    monitor.limit_waiting(limit_seconds)
+    octets = monitor.receive(frames.CONTROL_LIMIT_OCTETS)
+    return frames.decode_control(octets, frames.FROM_WORKER)
+
+
+def test_a_worker_with_something_in_its_outbox_does_not_leave(office, monkeypatch):
+    monkeypatch.setattr(worker_module, "_FIRST_IDLE_SECONDS", 0.01)
+    asked, occupied = [], threading.Event()
+    occupied.set()
+    place = office(idle_timeout=0.01, occupied=lambda: asked.append(1) or occupied.is_set())
+    wait_for(lambda: len(asked) > 20)
+    assert not place.monitor.has_something()
+    occupied.clear()
+    assert told(place.monitor) == Control(Kind.IDLE)
+
+
+def test_a_worker_that_was_started_for_no_message_leaves_sooner(office, monkeypatch):
+    monkeypatch.setattr(worker_module, "_FIRST_IDLE_SECONDS", 0.01)
+    assert told(office(idle_timeout=3600).monitor) == Control(Kind.IDLE)
+
+
+def test_a_worker_that_has_had_a_message_stays_as_long_as_it_is_told(office, monkeypatch):
+    monkeypatch.setattr(worker_module, "_FIRST_IDLE_SECONDS", 0.5)
+    place = office(idle_timeout=3600)
+    send_and_wait(place.session())
+    wait_for(lambda: not place.worker._busy)
+    assert place.worker._patience() > 3000
+
+
+# Lines about the outbox.
+
+
+@contextlib.contextmanager
+def shipping() -> Iterator[tuple[Shipping, Channel]]:
+    """One that the calling thread looks after an outbox with, and the monitor's end."""
+    monitor, control = Channel.pair()
+    with monitor, control:
+        made = Shipping()
+        made.setFormatter(OneLine("%(message)s"))
+        made.look_after_outbox(control)
+        log_module = logging.getLogger("tofmipd")
+        log_module.handlers[:], log_module.level = [made], logging.DEBUG
+        log_module.propagate = False
+        yield made, monitor
+
+
+def test_lines_about_the_outbox_go_to_the_monitor():
+    with shipping() as (ours, monitor):
+        log.warning("s=%s deferred %s", "7f", "\x1b\nü")
+        ours.note("s=7f sent")
+        assert told(monitor) == Control(Kind.LINE, 30, ("s=7f deferred \\x1b\\n\\xfc",))
+        assert told(monitor) == Control(Kind.LINE, 20, ("s=7f sent",))
+        assert ours.take() == []
+
+
+def test_a_traceback_is_one_line_that_the_monitor_takes():
+    with shipping() as (_, monitor):
+        try:
+            raise ZeroDivisionError("ü" * 5000)
+        except ZeroDivisionError:
+            log.exception("internal error")
+        (text,) = told(monitor).texts
+        assert text.startswith("internal error")
+        assert len(text) <= 1000
+
+
+def test_lines_of_messages_do_not_go_to_the_monitor():
+    with shipping() as (ours, monitor):
+
+        def serve() -> None:
+            ours.begin()
+            log.info("about a message")
+            said.extend(ours.take())
+
+        said: list = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join()
+        assert said == [(20, "about a message")]
+        assert not monitor.has_something()
+
+
+def test_of_too_many_lines_some_are_left_out_and_counted(monkeypatch):
+    monkeypatch.setattr(worker_module, "_SENT_LIMIT", 3)
+    monkeypatch.setattr(worker_module, "_SENT_A_SECOND", 0)
+    with shipping() as (_, monitor):
+        for number in range(10):
+            log.info("%d", number)
+        assert [told(monitor).texts[0] for _ in range(3)] == ["0", "1", "2"]
+        assert not monitor.has_something()
+        monkeypatch.setattr(worker_module, "_SENT_LIMIT", 100)
+        log.info("last")
+        assert told(monitor) == Control(Kind.LINE, 30, ("7 lines are left out here",))
+        assert told(monitor) == Control(Kind.LINE, 20, ("last",))
+
+
+def test_without_a_monitor_a_line_is_lost_without_harm():
+    with shipping() as (_, monitor):
+        monitor.close()
+        log.error("nobody hears this")
 
 
 def test_who_is_to_leave_finishes_what_has_come_and_takes_nothing_new(office):

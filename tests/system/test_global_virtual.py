@@ -166,6 +166,31 @@ def test_a_virtual_user_s_mail_goes_out_as_the_owner_of_his_domain(hosting):
             assert path.stat().st_gid == owner.gid
 
 
+def test_what_waits_of_a_virtual_user_goes_out_as_all_his_mail(hosting):
+    """Each login has an outbox of its own, which belongs to the owner of its domain."""
+    bobby = hosting.village.people[0]
+    hosting.assign(f"a.example:{bobby.name}")
+    logins = ("ann@a.example", "änne@a.example")
+    hosting.passwords(*logins)
+    homes = [hosting.house(bobby, login) for login in logins]
+    hosting.sendmail.exit_with(75)
+    with hosting.daemon("--spool", "--queue-retry", "1s") as daemon:
+        for login in logins:
+            assert send(daemon, login).startswith("250")
+        for login in logins:
+            daemon.says(f"outbox of {login!r}: ", "deferred for 1 recipients")
+        (hosting.sendmail.directory / "status").unlink()
+        for login in logins:
+            daemon.says(f"outbox of {login!r}: ", "sent to=")
+    assert {path.name: path.stat().st_uid for path in hosting.village.outboxes.iterdir()} == {
+        f"{bobby.name}:ann@a.example": bobby.uid,
+        f"{bobby.name}:%C3%A4nne@a.example": bobby.uid,
+    }
+    last = [environment["HOME"] for _, environment, _ in hosting.sendmail.runs()]
+    assert set(last) == {str(home.path) for home in homes}
+    assert set(hosting.owners()) == {bobby.uid}
+
+
 def _run_of(hosting: Hosting, to: str) -> str:
     """The number of the run of the sendmail program for a recipient."""
     for path in hosting.sendmail.directory.glob("*.arguments"):

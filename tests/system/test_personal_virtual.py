@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from clients import dialogue, plain, submit
 from hops import Sendmail, raw_hop
-from running import HOST, KEY, PASSWORD, Daemon, Home, make_home, run, to_program
+from running import HOST, KEY, PASSWORD, Daemon, Home, make_home, run, to_program, wait_until
 
 TO = "x@example.net"
 SCRIPT = """\
@@ -283,6 +283,24 @@ def test_a_script_that_is_not_there_is_an_error_at_the_start(hosting):
 
 
 # Lists, logs and commands of those whose rights the daemon does not have.
+
+
+def test_what_waits_goes_out_by_the_means_of_its_own_user(start, hosting):
+    """There is one outbox for all of them: it is the person's whom the daemon runs as."""
+    logins = ("ann@a.example", "bob@a.example")
+    hosting.passwords(*logins)
+    homes = {str(hosting.house(login).path) for login in logins}
+    hosting.sendmail.exit_with(75)
+    options = (*hosting.options, "--spool", "--queue-retry", "1s")
+    daemon = start(hosting.person, *options, variables=hosting.variables)
+    for login in logins:
+        assert send(daemon, login).startswith("250")
+    outbox = hosting.person.tmda / "outbox"
+    wait_until(lambda: len(hosting.sendmail.runs()) >= 2, "the first attempts")
+    assert len(list(outbox.glob("*.content"))) == 2
+    (hosting.sendmail.directory / "status").unlink()
+    wait_until(lambda: not list(outbox.iterdir()), "the outbox to be empty")
+    assert {environment["HOME"] for _, environment, _ in hosting.sendmail.runs()} == homes
 
 
 @pytest.fixture

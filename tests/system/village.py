@@ -70,6 +70,7 @@ class Village:
     def reset(self, port: int) -> None:
         """Files as good as new, with the next hop on ``port``; all people can log in."""
         self.write_passwords({person.name: person.password for person in self.people})
+        shutil.rmtree(self.outboxes, ignore_errors=True)
         for person in self.people:
             shutil.rmtree(person.home.tmda, ignore_errors=True)
             person.write("crypt_key", KEY + "\n")

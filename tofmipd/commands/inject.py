@@ -44,6 +44,8 @@ _LINE_ENDS = re.compile(rb"\r?\n")
 # Tells a sendmail program that is a wrapper of this one how deep it is in.
 _LOOP = "TOFMIPD_INJECT"
 _LOOPS_LIMIT = 5
+# What these warn of is in the last line as well.
+_TOLD_ELSEWHERE = ("tofmipd.privsep.outbound", "tofmipd.handoff.handover")
 # Options of other sendmail programs that change nothing here, and what follows them.
 _IGNORED = (("-o", "X"), ("-B", "TYPE"), ("-N", "DSN"), ("-R", "DSN"), ("-h", "HOPS"))
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -259,7 +261,7 @@ def _log_to_stderr() -> None:
     """Warnings that the exit status does not tell."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("tofmipd inject: %(message)s"))
-    handler.addFilter(lambda record: record.name != "tofmipd.privsep.outbound")
+    handler.addFilter(lambda record: record.name not in _TOLD_ELSEWHERE)
     logging.getLogger().addHandler(handler)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tofmipd.arguments import Parser
 from tofmipd.commands import queuetext, queuework
-from tofmipd.commands.queueboxes import Box, boxes_of, settings_for, who_tries
+from tofmipd.commands.queueboxes import AS_DAEMON, Box, boxes_of, settings_for, who_tries
 from tofmipd.errors import (
     CONFIG,
     DATA,
@@ -31,7 +31,7 @@ from tofmipd.settings import GLOBAL_OUTBOXES, Settings
 
 _USAGE = """tofmipd queue [list] [--outbox DIR] [--json]
        tofmipd queue show [--outbox DIR] [--body] [--json] ID
-       tofmipd queue retry [--outbox DIR] [-c DIR | -S PATH] [-P] ID ... | --all
+       tofmipd queue retry [--outbox DIR] [daemon's options] ID ... | --all
        tofmipd queue remove [--outbox DIR] [--force] ID ..."""
 _DESCRIPTION = """\
 List, show, try and remove the messages that wait for the next hop: your own, or as root
@@ -40,7 +40,7 @@ those of all users.  A running tofmipd does not mind."""
 _OPTIONS = {
     "list": {"json"},
     "show": {"json", "body"},
-    "retry": {"all", "configdir", "vhome_script", "pure_proxy"},
+    "retry": {"all", "pure_proxy", *AS_DAEMON},
     "remove": {"force"},
 }
 # Of one message: itself and the reports for its copies.
@@ -323,6 +323,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="retry: by sendmail for users without a configuration",
     )
+    add("--relay", metavar="HOST[:PORT],...", default="", help="retry: as for the daemon")
+    add("--relay-tls", metavar="MODE", default="", help="retry: likewise")
+    add("--relay-ca", metavar="FILE", default="", help="retry: likewise")
     add("--force", action="store_true", help="remove: without asking")
     # What follows "--" is an ID, whatever it begins with.
     end = arguments.index("--") if "--" in arguments else len(arguments)

@@ -25,6 +25,8 @@ from tofmipd.privsep.outboxes import identity_of, may_hold_any
 from tofmipd.privsep.users import User
 from tofmipd.settings import GLOBAL_OUTBOXES, GlobalMode, Queue, Settings
 
+# Options of the daemon that say how messages leave, as `tofmipd queue retry` takes them.
+AS_DAEMON = ("configdir", "vhome_script", "relay", "relay_tls", "relay_ca")
 _LOOK_SECONDS = 30.0
 # For one message: several copies may each wait for a next hop that does not answer.
 _ATTEMPT_SECONDS = 3600.0
@@ -54,9 +56,8 @@ def settings_for(options: argparse.Namespace) -> Settings:
     """Those of the daemon.  To try a message takes all of them, to look at one no question to the
     name service.  Raises Fatal."""
     if options.verb == "retry":
-        given = [f"--outbox={options.outbox}"] if options.outbox else []
-        given += [f"--configdir={options.configdir}"] if options.configdir else []
-        given += [f"--vhome-script={options.vhome_script}"] if options.vhome_script else []
+        words = {name: getattr(options, name) for name in ("outbox", *AS_DAEMON)}
+        given = [f"--{name.replace('_', '-')}={word}" for name, word in words.items() if word]
         given += ["--pure-proxy"] if options.pure_proxy else []
         given += ["--personal"] if options.personal else []
         return settings_from(given)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -73,9 +75,12 @@ class Connection:
 
     def alive(self) -> bool:
         """Whether the next hop has neither closed nor said anything unasked."""
+        return self.usable and self._reader.idle and not self._readable()
+
+    def _readable(self) -> bool:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
-        return self.usable and not poll.poll(0)
+        return bool(poll.poll(0))
 
     def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
         """See Transport.send_all.  Raises HandOffFailed, and Stale if this connection had been kept
@@ -237,8 +242,22 @@ class Connection:
                 self._socket.sendall(held)
                 before = held[-1:]
             held = block
+        self._expect_silence()
         ends_a_line = (before + held).endswith(b"\r\n")
         self._socket.sendall(held + (b".\r\n" if ends_a_line else b"\r\n.\r\n"))
+
+    def _expect_silence(self) -> None:
+        """What is said before the dot would be taken for the reply to it.
+
+        Raises ConnectionError.
+        """
+        if self._readable():
+            self._limit(0)
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                self._reader.feed(self._received())
+            self._limit(self._hop.reply_timeout)
+        if not self._reader.idle:
+            raise ConnectionAbortedError("it did not wait for the end of the message")
 
     def _reply(self, limit_seconds: float) -> NextHopReply:
         """The next reply.  Raises TimeoutError, ConnectionError, BadReply."""
@@ -250,13 +269,16 @@ class Connection:
             if left <= 0:
                 raise TimeoutError("no whole reply in time")
             self._limit(left)
-            octets = self._socket.recv(_RECEIVE_OCTETS)
-            if not octets:
-                raise ConnectionResetError("closed by the next hop")
-            self._reader.feed(octets)
+            self._reader.feed(self._received())
             reply = self._reader.reply()
             left = deadline - time.monotonic()
         return reply
+
+    def _received(self) -> bytes:
+        octets = self._socket.recv(_RECEIVE_OCTETS)
+        if not octets:
+            raise ConnectionResetError("closed by the next hop")
+        return octets
 
     def _early_reply(self) -> NextHopReply | None:
         """What the next hop said before it closed in the middle of a message."""

@@ -13,6 +13,7 @@ from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.outbox import Draft
 from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.stored import DEFERRED, REFUSED, TAKEN, Event, Origin, Place
+from tofmipd.smtp.replies import INTERNAL_ERROR
 from tofmipd.smtp.reply import Reply, printable
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,14 @@ class _Handover:
             log.warning("s=%s hand-off to %s failed: %s", session, self._transport, error)
             if not self._said:
                 return HandedOver(error.reply, 0)
-            if retries is None or draft is None:
-                return self._stopped_short(error)
             return self._put_off(error, retries, draft)
+        except Exception:
+            if not self._said:
+                raise
+            # Some have it: a defect of ours must not cost the others the message.
+            log.exception("s=%s internal error", session)
+            if len(self._said) < len(self._copies):
+                return self._put_off(HandOffFailed(INTERNAL_ERROR), retries, draft)
         words = printable(_OWN_WORDS.sub("", self._said[-1])) or "sent"
         return HandedOver(Reply(250, "0.0", (f"Ok: {words}",)), len(self._copies))
 
@@ -107,12 +113,15 @@ class _Handover:
         self._said.append(said)
         self._taken(len(self._said) - 1, said)
 
-    def _put_off(self, error: HandOffFailed, retries: Retries, draft: Draft) -> HandedOver:
+    def _put_off(
+        self, error: HandOffFailed, retries: Retries | None, draft: Draft | None
+    ) -> HandedOver:
         """Some have it: we answer for the others."""
-        events = self._events(error)
-        due = retries.first_due(events)
+        if retries is None or draft is None:
+            return self._stopped_short(error)
+        due = retries.first_due(error.reply)
         try:
-            draft.commit(events, due)
+            draft.commit(self._events(error), due)
         except OSError as trouble:
             _no_room(self._origin, retries, trouble)
             return self._stopped_short(error)
@@ -133,7 +142,10 @@ class _Handover:
         now, by = time.time(), str(self._transport)
         said_by = by if error.heard else ""
         failed = len(self._said)
-        what = REFUSED if error.reply.code >= 500 else DEFERRED
+        rest = self._copies[failed].recipients
+        # Which one of several was refused is found out when it is tried again.
+        final = error.reply.code >= 500 and len(rest) == 1
+        what = REFUSED if final else DEFERRED
         events = [
             Event(TAKEN, now, Place(number, recipient), by, said)
             for number, said in enumerate(self._said)
@@ -141,7 +153,7 @@ class _Handover:
         ]
         events += [
             Event(what, now, Place(failed, recipient), said_by, str(error.reply))
-            for recipient in range(len(self._copies[failed].recipients))
+            for recipient in range(len(rest))
         ]
         return events
 

@@ -5,12 +5,14 @@ body, ``ID.envelope`` all else (``stored``).  The envelope's suffix says how it 
 while the pair is being written, ``.busy`` while somebody hands it over, ``.bad`` when nobody will.
 A lock on the envelope file tells whether somebody really has it: it ends with its process.  The
 time of last modification of an envelope without suffix is when it is to be tried next.
+
+What is told of a copy that has been taken must not fail for want of room, or the next hop would
+get it again.  So the room for it is reserved before the copy is handed over.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import os
@@ -21,9 +23,10 @@ from types import TracebackType
 from typing import IO
 
 from tofmipd.content import Content
+from tofmipd.handoff import durable
 from tofmipd.handoff import stored as text
 from tofmipd.handoff.copy import Copy
-from tofmipd.handoff.stored import BadEnvelope, Event, Origin, Stored
+from tofmipd.handoff.stored import EVENT_LIMIT_OCTETS, BadEnvelope, Event, Origin, Stored
 
 ENVELOPE, CONTENT = ".envelope", ".content"
 NEW, BUSY, BAD = ".new", ".busy", ".bad"
@@ -31,7 +34,9 @@ WAITING = ""
 _STATES = (WAITING, NEW, BUSY, BAD)
 # What nobody has touched for so long was left behind by a crash.
 _LEFT_BEHIND_SECONDS = 600
-_ENVELOPE_LIMIT_OCTETS = 64 << 20
+_ENVELOPE_LIMIT_OCTETS = 1 << 30
+# No pause is that long: a time beyond it comes of a clock that was wrong.
+_FARTHEST_SECONDS = 5 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +59,29 @@ class Outbox:
         return os.path.join(self.directory, id_ + suffix)
 
     def prepare(self, copies: Sequence[Copy], origin: Origin, id_: str = "") -> Draft:
-        """Write a pair that nobody will hand over yet.  Raises OSError; then there is nothing."""
+        """Write a pair that nobody will hand over yet.  Raises OSError; then there is nothing.
+
+        That is a FileExistsError for an ``id_`` in use.
+        """
         stored = text.stored_of(copies, origin)
-        return self._draft(stored, [*(copy.header for copy in copies), *_body(copies[0])], id_)
+        while True:
+            name = id_ or f"tofmipd.{os.getpid()}.{time.time():.0f}.{next(self._numbers)}"
+            content = itertools.chain((copy.header for copy in copies), _body(copies[0]))
+            try:
+                return self._draft(stored, content, name)
+            except FileExistsError:
+                # Somebody elsewhere may have our number, and the same disk.
+                if id_ or not self._is_taken(name):
+                    raise
 
     def _draft(self, stored: Stored, content: Iterable[bytes], id_: str) -> Draft:
-        """As ``prepare``, for ready-made octets.  Raises FileExistsError for an ``id_`` in use."""
-        id_ = id_ or f"tofmipd.{os.getpid()}.{time.time():.0f}.{next(self._numbers)}"
+        """Raises OSError."""
         try:
-            envelope = self._create(id_ + ENVELOPE + NEW)
+            envelope = durable.create(self.path(id_, ENVELOPE + NEW))
         except FileNotFoundError:
             os.makedirs(self.directory, 0o700, exist_ok=True)
-            envelope = self._create(id_ + ENVELOPE + NEW)
+            durable.flush(os.path.dirname(os.path.abspath(self.directory)))
+            envelope = durable.create(self.path(id_, ENVELOPE + NEW))
         draft = Draft(self, id_, envelope)
         try:
             fcntl.flock(envelope, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,8 +91,13 @@ class Outbox:
             raise
         return draft
 
-    def _create(self, name: str) -> IO[bytes]:
-        return _create(os.path.join(self.directory, name))
+    def _is_taken(self, id_: str) -> bool:
+        names = (ENVELOPE + NEW, CONTENT)
+        return any(os.path.lexists(self.path(id_, name)) for name in names)
+
+    def exists(self) -> bool:
+        """Whether there has ever been anything."""
+        return os.path.isdir(self.directory)
 
     def entries(self) -> list[Entry]:
         """All envelopes.  Raises OSError, but not where there is no outbox yet."""
@@ -93,10 +114,18 @@ class Outbox:
             pass
         return found
 
-    def holds(self, id_: str) -> bool:
-        """Whether it is there to be handed over."""
-        path = self.path(id_, ENVELOPE)
-        return any(os.path.lexists(path + state) for state in (WAITING, BUSY))
+    def has(self, id_: str) -> bool:
+        """Whether somebody answers for that message, or has given it up."""
+        return self._there(id_, WAITING, BUSY, BAD)
+
+    def waits(self, id_: str) -> bool:
+        """Whether it is still to be handed over, by whomever."""
+        return self._there(id_, WAITING, BUSY)
+
+    def _there(self, id_: str, *states: str) -> bool:
+        """One that is renamed meanwhile may be missed under both names, but not three times."""
+        names = [self.path(id_, ENVELOPE + state) for state in states]
+        return any(os.path.lexists(name) for _ in range(3) for name in names)
 
     def take(self, id_: str) -> Pair | None:
         """A pair for oneself, or None if it is gone or somebody else has it.
@@ -115,14 +144,15 @@ class Outbox:
 
     def _lock(self, id_: str, suffix: str) -> IO[bytes] | None:
         path = self.path(id_, ENVELOPE + suffix)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            file = open(os.open(path, flags), "r+b", buffering=0)  # noqa: SIM115 - the caller's
+            file = open(durable.open_plain(path, os.O_RDWR), "r+b", buffering=0)  # noqa: SIM115
         except FileNotFoundError:
             return None
+        except durable.NotPlain:
+            raise BadEnvelope("it is no plain file") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(file, path):
+            if durable.same(file, path):
                 return file
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -136,6 +166,16 @@ class Outbox:
                 envelope = self.path(id_, ENVELOPE)
                 os.rename(envelope + suffix, envelope + BAD)
 
+    def forget(self, id_: str) -> None:
+        """Remove what a crash has left of a draft of that name.  Raises OSError."""
+        file = self._lock(id_, NEW)
+        if file is not None:
+            with file:
+                self._abandon(id_)
+        elif not (self.has(id_) or os.path.lexists(self.path(id_, ENVELOPE + NEW))):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path(id_, CONTENT))
+
     def sweep(self) -> int:
         """Remove what crashes have left behind: pairs that nobody answers for.  Returns how many.
 
@@ -145,19 +185,30 @@ class Outbox:
         count = 0
         for entry in self.entries():
             if entry.state == NEW and entry.due < horizon:
-                file = self._lock(entry.id, NEW)
-                if file is not None:
-                    with file:
+                with contextlib.suppress(BadEnvelope, OSError):
+                    file = self._lock(entry.id, NEW)
+                    if file is not None:
+                        with file:
+                            self._abandon(entry.id)
                         count += 1
-                        self._remove(entry.id, NEW)
         known = {entry.id for entry in self.entries()}
         for name in _names(self.directory):
-            id_, middle, _ = name.rpartition(CONTENT)
-            if middle and name.endswith(CONTENT) and id_ not in known:
-                with contextlib.suppress(FileNotFoundError):
-                    if os.stat(self.path(id_, CONTENT)).st_mtime < horizon:
-                        os.unlink(self.path(id_, CONTENT))
+            id_ = name.removesuffix(CONTENT)
+            if id_ != name and id_ not in known:
+                # What cannot be removed is nobody's message, and no reason to give the others up.
+                with contextlib.suppress(BadEnvelope, OSError):
+                    content = os.stat(self.path(id_, CONTENT), follow_symlinks=False)
+                    if content.st_mtime < horizon:
+                        self.forget(id_)
         return count
+
+    def _abandon(self, id_: str) -> None:
+        """A draft is nobody's; what was committed under its name stays."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(id_, ENVELOPE + NEW))
+        if not self.has(id_):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path(id_, CONTENT))
 
     def _remove(self, id_: str, state: str) -> None:
         """The envelope goes first: without it the content means nothing."""
@@ -167,11 +218,7 @@ class Outbox:
 
     def flush(self) -> None:
         """The names in the directory are on the disk after that.  Raises OSError."""
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.flush(self.directory)
 
 
 class Draft:
@@ -183,6 +230,7 @@ class Draft:
         self._envelope: IO[bytes] | None = envelope
         self._content: IO[bytes] | None = None
         self._name = outbox.path(id_, ENVELOPE + NEW)
+        self._end = 0
 
     def __enter__(self) -> Draft:
         return self
@@ -198,10 +246,14 @@ class Draft:
     def fill(self, stored: Stored, content: Iterable[bytes]) -> None:
         """Raises OSError."""
         assert self._envelope is not None
-        self._content = _create(self._outbox.path(self.id, CONTENT))
+        self._content = durable.create(self._outbox.path(self.id, CONTENT))
         for block in content:
-            _write_all(self._content, block)
-        _write_all(self._envelope, text.encode(stored))
+            durable.write_all(self._content, block)
+        octets = text.encode(stored)
+        durable.write_all(self._envelope, octets)
+        self._end = len(octets)
+        recipients = sum(len(copy.recipients) for copy in stored.copies)
+        durable.reserve(self._envelope, self._end, recipients * EVENT_LIMIT_OCTETS)
 
     def commit(self, events: Sequence[Event], due: float) -> None:
         """From now on the message is not lost; what has happened to it already are ``events``.
@@ -211,7 +263,9 @@ class Draft:
         envelope, content = self._envelope, self._content
         assert envelope is not None
         assert content is not None
-        _write_all(envelope, b"".join([event.encode() for event in events]))
+        octets = b"".join([event.encode() for event in events])
+        durable.write_at(envelope, self._end, octets)
+        os.ftruncate(envelope.fileno(), self._end + len(octets))
         os.fsync(content.fileno())
         os.fsync(envelope.fileno())
         os.utime(envelope.fileno(), (due, due))
@@ -232,9 +286,10 @@ class Draft:
             self._close()
 
     def _close(self) -> None:
-        for file in (self._envelope, self._content):
-            if file is not None:
-                file.close()
+        if self._envelope is not None:
+            durable.unlock(self._envelope)
+        if self._content is not None:
+            self._content.close()
         self._envelope = self._content = None
 
 
@@ -247,12 +302,15 @@ class Pair:
         self.id = id_
         self.state = state
         self._envelope = envelope
-        octets = os.pread(envelope.fileno(), _ENVELOPE_LIMIT_OCTETS, 0)
+        status = os.fstat(envelope.fileno())
+        if status.st_size > _ENVELOPE_LIMIT_OCTETS:
+            raise BadEnvelope("it is too long")
+        octets = os.pread(envelope.fileno(), status.st_size, 0)
         self.stored, self.history = text.decode(octets)
-        if not octets.endswith(b"\n"):
-            # A line that was cut off; nothing may be appended to it.
-            os.ftruncate(envelope.fileno(), octets.rfind(b"\n") + 1)
-        self._due = os.fstat(envelope.fileno()).st_mtime
+        # What follows is a line that was cut off, or room that was reserved.
+        self._end = octets.rfind(b"\n") + 1
+        self._reserved = len(octets) > self._end
+        self._due = when_due(status.st_mtime, time.time())
         self._content: Content | None = None
 
     def __enter__(self) -> Pair:
@@ -281,11 +339,12 @@ class Pair:
         """The content file, which stays the pair's.  Raises BadEnvelope, OSError."""
         if self._content is None:
             path = self._outbox.path(self.id, CONTENT)
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
-                descriptor = os.open(path, flags)
+                descriptor = durable.open_plain(path, os.O_RDONLY)
             except FileNotFoundError:
                 raise BadEnvelope("its content file is gone") from None
+            except durable.NotPlain:
+                raise BadEnvelope("its content file is none") from None
             size = os.fstat(descriptor).st_size
             self._content = Content.of_file(descriptor, size)
             if size < self.stored.body_start:
@@ -313,11 +372,20 @@ class Pair:
             self.stored.parameters,
         )
 
+    def reserve(self, events: int) -> None:
+        """So many events, told next, will not fail for want of room.  Raises OSError."""
+        self._reserved = True
+        durable.reserve(self._envelope, self._end, events * EVENT_LIMIT_OCTETS)
+
     def tell(self, *events: Event) -> None:
         """Write down what has happened, at once and on the disk.  Raises OSError."""
+        if not events:
+            return
+        octets = b"".join([event.encode() for event in events])
+        durable.write_at(self._envelope, self._end, octets)
+        self._end += len(octets)
         for event in events:
             self.history.add(event)
-        _write_all(self._envelope, b"".join([event.encode() for event in events]))
         os.fdatasync(self._envelope.fileno())
 
     def put_off(self, due: float) -> None:
@@ -337,42 +405,28 @@ class Pair:
             self._content = None
         if self._envelope.closed:
             return
+        if self._reserved:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._envelope.fileno(), self._end)
         if self.state == BUSY:
             with contextlib.suppress(OSError):
                 self.mark(WAITING)
         if self.state == WAITING:
             with contextlib.suppress(OSError):
                 os.utime(self._envelope.fileno(), (self._due, self._due))
-        self._envelope.close()
+        durable.unlock(self._envelope)
 
 
-def is_full(error: OSError) -> bool:
-    """Whether there is no room, rather than no right."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def when_due(modified: float, now: float) -> float:
+    """When an envelope with that time of modification is due, in seconds since the epoch."""
+    return modified if modified <= now + _FARTHEST_SECONDS else now
 
 
 def _body(copy: Copy) -> Iterator[bytes]:
     return copy.content.blocks(copy.body_start)
 
 
-def _create(path: str) -> IO[bytes]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    return open(os.open(path, flags, 0o600), "r+b", buffering=0)
-
-
-def _same(file: IO[bytes], path: str) -> bool:
-    """Whether the name still leads to the open file."""
-    ours, theirs = os.fstat(file.fileno()), os.stat(path, follow_symlinks=False)
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-
-
 def _names(directory: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError):
         return os.listdir(directory)
     return []
-
-
-def _write_all(file: IO[bytes], block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[file.write(view) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import logging
@@ -9,14 +10,14 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tofmipd.content import Content, as_local_text, stuffed
 from tofmipd.handoff import bounce
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
-from tofmipd.handoff.outbox import BAD, BUSY, NEW, Outbox, Pair
+from tofmipd.handoff.outbox import BAD, BUSY, NEW, WAITING, Outbox, Pair, when_due
 from tofmipd.handoff.stored import (
     DEFERRED,
     REFUSED,
@@ -80,7 +81,8 @@ class Tried(NamedTuple):
 class Retries:
     """Of one outbox: a thread while there is something to do, others for each message.
 
-    ``note`` puts a line on the log, at INFO.
+    ``note`` puts a line on the log, at INFO.  With ``watches`` the thread stays once there has been
+    anything, since somebody else may put something there.
     """
 
     def __init__(
@@ -89,8 +91,11 @@ class Retries:
         rules: Rules,
         note: Callable[[str], None],
         begin_thread: Callable[[], None] = lambda: None,
+        *,
+        watches: bool = False,
     ) -> None:
         self.outbox = outbox
+        self._watches = watches
         self._rules = rules
         self._note = note
         # Called in each thread of ours, before anything else.
@@ -105,7 +110,7 @@ class Retries:
         self._stopping = False
 
     def start(self) -> None:
-        """Look what is there; a thread begins only if there is something."""
+        """Look what is there."""
         try:
             left_behind = self.outbox.sweep()
             if left_behind:
@@ -115,7 +120,7 @@ class Retries:
             return
         with self._changed:
             self._look()
-            if self._due:
+            if self._due or (self._watches and self.outbox.exists()):
                 self._wake()
 
     def add(self, id_: str, due: float) -> None:
@@ -124,11 +129,10 @@ class Retries:
             self._remember(id_, due)
             self._wake()
 
-    def first_due(self, events: Iterable[Event]) -> float:
-        """When a message to which that has happened is tried next: at once where something is
-        settled."""
-        settled = any(event.what == REFUSED for event in events)
-        return time.time() + (0.0 if settled else self._rules.pause_seconds(1))
+    def first_due(self, reply: Reply) -> float:
+        """When a message of which that has been said is tried next: at once after a refusal, which
+        need not be about all recipients."""
+        return time.time() + (0.0 if reply.code >= 500 else self._rules.pause_seconds(1))
 
     @property
     def busy(self) -> bool:
@@ -156,11 +160,10 @@ class Retries:
     def _wake(self) -> None:
         """The caller has the lock."""
         if self._thread is None and not self._stopping:
-            self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:
-                self._thread = None
+            thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
         self._changed.notify_all()
 
     def _remember(self, id_: str, due: float) -> None:
@@ -175,7 +178,8 @@ class Retries:
         except OSError as error:
             log.error("the outbox %s cannot be read: %s", self.outbox.directory, error.strerror)
             return
-        there = {e.id: e.due for e in entries if e.state not in (BAD, NEW)}
+        now = time.time()
+        there = {e.id: when_due(e.due, now) for e in entries if e.state not in (BAD, NEW)}
         self._known = {}
         self._due = []
         for id_, due in there.items():
@@ -191,7 +195,7 @@ class Retries:
                 id_ = self._next()
                 if id_ is not None:
                     self._begin(id_)
-                elif not self._known and not self._under_way:
+                elif not (self._watches or self._known or self._under_way):
                     break
                 else:
                     self._changed.wait(self._patience())
@@ -229,36 +233,42 @@ class Retries:
 
     def _attend(self, id_: str) -> None:
         self._begin_thread()
-        due: float | None = time.time() + _TROUBLE_PAUSE_SECONDS
+        due = self._tried(id_)
+        with self._changed:
+            self._under_way.discard(id_)
+            if due is not None:
+                self._remember(id_, due)
+            self._changed.notify_all()
+
+    def _tried(self, id_: str) -> float | None:
+        """As ``try_now``, whatever happens."""
         try:
-            due = self.try_now(id_)
-        except BadEnvelope as error:
-            log.error("outbox: %s is set aside: %s", id_, error)
-            self.outbox.spoil(id_)
-            due = None
+            try:
+                return self.try_now(id_, early=False)
+            except BadEnvelope as error:
+                log.error("outbox: %s is set aside: %s", id_, error)
+                self.outbox.spoil(id_)
+                return None
         except OSError as error:
             log.error("outbox: %s: %s", id_, error)
         except Exception:
             log.exception("internal error in the outbox")
-        finally:
-            with self._changed:
-                self._under_way.discard(id_)
-                if due is not None:
-                    self._remember(id_, due)
-                self._changed.notify_all()
+        return time.time() + _TROUBLE_PAUSE_SECONDS
 
-    def try_now(self, id_: str) -> float | None:
+    def try_now(self, id_: str, *, early: bool = True) -> float | None:
         """Hand a message over, as far as that is possible; when to try again, or None.
 
-        Nothing is done if somebody else has it.  Raises BadEnvelope, OSError.
+        Nothing is done if somebody else has it, nor, unless ``early``, if somebody has put it off
+        or all is to stop.
+        Raises BadEnvelope, OSError.
         """
-        tried = self.attempt(id_)
+        tried = self.attempt(id_, early=early)
         if tried is not None:
             return tried.due
-        # Gone, or somebody else is trying it, who may not succeed.
-        return time.time() + _TROUBLE_PAUSE_SECONDS if self.outbox.holds(id_) else None
+        # Somebody else who has it may yet die of it.
+        return time.time() + _LOOK_SECONDS if self.outbox.waits(id_) else None
 
-    def attempt(self, id_: str, *, again: bool = False) -> Tried | None:
+    def attempt(self, id_: str, *, again: bool = False, early: bool = True) -> Tried | None:
         """As ``try_now``, but says more; None if it is gone or somebody else has it.
 
         With ``again`` a message that was set aside is tried as well, and whom nobody could tell of
@@ -272,21 +282,25 @@ class Retries:
                 if not again:
                     return None
                 _wait_again(pair)
+            if not early and pair.state == WAITING and pair.due > time.time() + 1:
+                return Tried(pair, (), pair.due)
             before = tuple(pair.history.waiting(pair.stored))
+            # Whatever goes wrong now, it is not tried again at once.
+            pair.put_off(time.time() + _TROUBLE_PAUSE_SECONDS)
             pair.mark(BUSY)
             attempt = _Attempt(pair, self._rules, self._note)
-            attempt.run(self.transports)
+            attempt.run(self.transports, lambda: self._stopping and not early)
             attempt.report(self._send_report)
             return Tried(pair, before, attempt.finish())
 
     def _send_report(self, copy: Copy, origin: Origin, id_: str) -> None:
         """Raises OSError."""
         now = time.time()
-        try:
-            with self.outbox.prepare([copy], origin, id_) as draft:
-                draft.commit([], now)
-        except FileExistsError:
+        if self.outbox.has(id_):
             return  # committed before a crash
+        self.outbox.forget(id_)
+        with self.outbox.prepare([copy], origin, id_) as draft:
+            draft.commit([], now)
         self.add(id_, now)
 
 
@@ -310,8 +324,11 @@ class _Attempt:
         self._note = note
         self._session = pair.stored.origin.session_id
 
-    def run(self, transports: Transports) -> None:
-        """Raises BadEnvelope, OSError."""
+    def run(self, transports: Transports, stopping: Callable[[], bool]) -> None:
+        """Offer each copy to those who wait for it, but begin none any more once it is to stop.
+
+        Raises BadEnvelope, OSError.
+        """
         pair, origin = self._pair, self._pair.stored.origin
         waiting = pair.history.waiting(pair.stored)
         if not waiting:
@@ -322,6 +339,8 @@ class _Attempt:
             self._not_taken(waiting, error.reply, "", str(error))
             waiting = []
         for number in sorted({place.copy for place in waiting}):
+            if stopping():
+                return
             mine = [place for place in waiting if place.copy == number]
             self._hand_over(mine, transport)
         pair.tell(Event(TRIED, time.time()))
@@ -330,6 +349,7 @@ class _Attempt:
         """One copy, for those who do not have it yet."""
         copy = self._pair.copy(places[0].copy, [place.recipient for place in places])
         by = str(transport)
+        self._pair.reserve(len(places))
         try:
             said, refused = transport.send_to_some(copy)
         except HandOffFailed as error:
@@ -338,25 +358,30 @@ class _Attempt:
         now = time.time()
         addresses = dict(zip(places, copy.recipients, strict=True))
         taken = [place for place in places if addresses[place] not in refused]
-        self._pair.tell(*(Event(TAKEN, now, place, by, said) for place in taken))
+        refused_places = [place for place in places if addresses[place] in refused]
+        self._pair.tell(
+            *(Event(TAKEN, now, place, by, said) for place in taken),
+            *(_not_taken(place, refused[addresses[place]], by) for place in refused_places),
+        )
         for place in taken:
             self._note(
                 f"s={self._session} sent to={_shown(addresses[place])!r}"
                 f" from={_shown(copy.sender)!r} by={by} reply={said!r} queue={self._pair.id}"
             )
-        for place, address in addresses.items():
-            if address in refused:
-                self._not_taken([place], refused[address], by, str(refused[address]))
+        for place in refused_places:
+            reply = refused[addresses[place]]
+            self._warn(reply, 1, by, str(reply))
 
     def _not_taken(self, places: Sequence[Place], reply: Reply, by: str, detail: str) -> None:
-        what = REFUSED if reply.code >= 500 else DEFERRED
-        now = time.time()
-        self._pair.tell(*(Event(what, now, place, by, str(reply)) for place in places))
+        self._pair.tell(*(_not_taken(place, reply, by) for place in places))
+        self._warn(reply, len(places), by, detail)
+
+    def _warn(self, reply: Reply, count: int, by: str, detail: str) -> None:
         log.warning(
             "s=%s %s for %d recipients by=%s reply=%r queue=%s",
             self._session,
-            what.lower(),
-            len(places),
+            _what(reply).lower(),
+            count,
             by or "-",
             printable(detail),
             self._pair.id,
@@ -467,6 +492,14 @@ class _Attempt:
         else:
             pair.remove()
         return None
+
+
+def _what(reply: Reply) -> str:
+    return REFUSED if reply.code >= 500 else DEFERRED
+
+
+def _not_taken(place: Place, reply: Reply, by: str) -> Event:
+    return Event(_what(reply), time.time(), place, by, str(reply))
 
 
 def _message_of_ours(report: bounce.Report, header: bytes, full: list[bytes] | None) -> Copy:

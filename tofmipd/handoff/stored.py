@@ -1,7 +1,8 @@
 """The text of an envelope file: what is to be handed over, and what has become of it.
 
 Pure: octets in, octets out.  The first part is written once and ends with ``End``; events are
-lines behind it, so that telling one is a single append.
+lines behind it, so that telling one is a single write.  What follows them may be NUL, room that
+was reserved.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from tofmipd.smtp.reply import printable
 _FORMAT = b"tofmipd 1"
 # What an address may show as it is; all else is escaped as in a URL (RFC 3986 section 2.1).
 _PLAIN = "@!#$&'*+/=?^`{|}~.,:;[]()<>\"\\"
-_REPLY_LIMIT = 500
+_REPLY_LIMIT, _BY_LIMIT = 500, 200
+# No event is longer.
+EVENT_LIMIT_OCTETS = 800
+_NOT_IN_AN_ADDRESS = re.compile(rb"[\x00-\x1f\x7f]")
+_NUMBER = re.compile(rb"[0-9]{1,15}")
+_TIME = re.compile(rb"[0-9]{1,11}(?:\.[0-9]{1,6})?")
 
 
 class BadEnvelope(Exception):
@@ -87,9 +93,9 @@ class Event(NamedTuple):
         words = [f"{self.what}:"]
         if self.place is not None:
             words.append(f"{self.place.copy + 1}.{self.place.recipient + 1}")
-        words.append(f"{self.at:.0f}")
+        words.append(f"{max(self.at, 0):.0f}")
         if self.by or self.reply:
-            words += [_quoted(self.by), printable(self.reply, _REPLY_LIMIT)]
+            words += [_quoted(self.by)[:_BY_LIMIT], printable(self.reply, _REPLY_LIMIT)]
         return " ".join(words).rstrip().encode() + b"\n"
 
 
@@ -151,7 +157,7 @@ def encode(stored: Stored) -> bytes:
         b"Format: %s" % _FORMAT,
         b"Login: " + _quoted(origin.login).encode(),
         b"Session: " + _quoted(origin.session_id).encode(),
-        b"Arrived: %.3f" % origin.arrived,
+        b"Arrived: %.3f" % max(origin.arrived, 0),
         b"Body: %d" % stored.body_start,
     ]
     if origin.local_address:
@@ -176,7 +182,8 @@ def encode(stored: Stored) -> bytes:
 
 
 def decode(octets: bytes) -> tuple[Stored, History]:
-    """What ``encode`` and events have written; a last line that was cut off is left out.
+    """What ``encode`` and events have written.  A last line without an end is left out: it was cut
+    off, or is room that was reserved.
 
     Raises BadEnvelope.
     """
@@ -207,11 +214,11 @@ def _stored(lines: Sequence[bytes]) -> Stored:
         Origin(
             _unquoted(general["Login"]),
             _unquoted(general["Session"]),
-            float(general["Arrived"]),
+            float(_matched(_TIME, general["Arrived"])),
             _unquoted(general.get("Local-Address", b"")),
         ),
         tuple(copies),
-        int(general["Body"]),
+        int(_matched(_NUMBER, general["Body"])),
         Parameters(
             b"8BITMIME" in extensions,
             b"SMTPUTF8" in extensions,
@@ -239,16 +246,32 @@ def _copies(
         recipients = []
         for _, value in rest:
             escaped, _, notice = value.partition(b" ")
-            address = urllib.parse.unquote_to_bytes(escaped)
+            address = _address(escaped)
             recipients.append(address)
             if notice:
                 notices[address] = notice
-        yield StoredCopy(urllib.parse.unquote_to_bytes(sender), tuple(recipients), int(size))
+        yield StoredCopy(_address(sender), tuple(recipients), int(_matched(_NUMBER, size)))
+
+
+def _address(escaped: bytes) -> bytes:
+    """Raises ValueError for one with a control character: it would be a line of its own."""
+    address = urllib.parse.unquote_to_bytes(escaped)
+    if _NOT_IN_AN_ADDRESS.search(address):
+        raise ValueError(f"not an address: {address!r}")
+    return address
+
+
+def _matched(pattern: re.Pattern[bytes], value: bytes) -> bytes:
+    """Raises ValueError for anything else."""
+    if not pattern.fullmatch(value):
+        raise ValueError(f"unknown value {value[:40]!r}")
+    return value
 
 
 _EVENT = re.compile(
-    r"(?:(?P<all>Tried|Warned): (?P<when>[0-9]+)"
-    r"|(?P<one>Taken|Refused|Deferred|Told): (?P<copy>[0-9]+)\.(?P<to>[0-9]+) (?P<at>[0-9]+))"
+    r"(?:(?P<all>Tried|Warned): (?P<when>[0-9]{1,11})"
+    r"|(?P<one>Taken|Refused|Deferred|Told):"
+    r" (?P<copy>[0-9]{1,9})\.(?P<to>[0-9]{1,9}) (?P<at>[0-9]{1,11}))"
     r"(?: (?P<by>[^ ]*)(?: (?P<reply>.*))?)?"
 )
 

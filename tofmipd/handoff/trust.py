@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,31 +46,49 @@ class PeerCertificate:
 
 def context_for(hop: NextHop) -> ssl.SSLContext:
     """Its sockets raise NotTrusted in the handshake with anybody else.  Raises HandOffFailed."""
-    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-    context.hop = hop
     try:
-        if hop.verified:
-            _load_authorities(context, hop.cafile)
-        else:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if hop.certfile:
-            # With no password the library would ask for one at the terminal.
-            context.load_cert_chain(hop.certfile, hop.keyfile or None, password="")
+        return _made(hop, tuple(map(_stamp, _files(hop))))
     except OSError as error:
         files = hop.cafile_setting
         if files == "SMTPSSL_CAFILE":
             files = "SMTPSSL_CAFILE, _CERTFILE or _KEYFILE"
         text = f"{files} cannot be loaded: {error.strerror or error}"
         raise HandOffFailed(Reply(451, "3.5", (printable(text),))) from error
-    return context
 
 
-def _load_authorities(context: ssl.SSLContext, cafile: str) -> None:
-    if cafile:
-        context.load_verify_locations(cafile)
+def _files(hop: NextHop) -> Iterator[str]:
+    """All that a context is made of."""
+    if hop.certfile:
+        yield hop.certfile
+        yield hop.keyfile or hop.certfile
+    if hop.verified:
+        system = ssl.get_default_verify_paths()
+        paths = [hop.cafile] if hop.cafile else [system.cafile, system.capath]
+        yield from filter(None, paths)
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+# The authorities of a system take 50 ms to load: that is not for each connection.
+@functools.lru_cache(maxsize=4)
+def _made(hop: NextHop, stamps: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
+    """Raises OSError."""
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.hop = hop
+    if not hop.verified:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif hop.cafile:
+        context.load_verify_locations(hop.cafile)
     else:
         context.load_default_certs()
+    if hop.certfile:
+        # With no password the library would ask for one at the terminal.
+        context.load_cert_chain(hop.certfile, hop.keyfile or None, password="")
+    return context
 
 
 class _Socket(ssl.SSLSocket):

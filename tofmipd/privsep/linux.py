@@ -1,4 +1,5 @@
-"""What Linux can do for separated processes and Python's library does not offer: prctl, capset.
+"""What Linux can do for separated processes and Python's library does not offer: prctl, capset,
+staying in a file system.
 
 Elsewhere, and where the C library lacks a call, the functions do nothing: ``privsep.drop``
 verifies what matters.
@@ -7,7 +8,9 @@ verifies what matters.
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
+import os
 import sys
 
 _SET_PDEATHSIG = 1
@@ -85,3 +88,30 @@ def set_name(name: str) -> None:
     """What ps and top show; at most 15 octets."""
     if _LIBRARY is not None:
         _LIBRARY.prctl(_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0)
+
+
+def open_directory(base: str, name: str) -> int:
+    """A descriptor of a directory in ``base`` that belongs to another user, for root to list.
+
+    No link is followed, and where that can be told no mount is entered: a user may mount a file
+    system of his own there (FUSE), which answers when it likes.  Raises OSError.
+    """
+    path = os.path.join(base, name)
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not PRESENT:
+        return os.open(path, os.O_RDONLY | flags)
+    # Such a descriptor asks nothing of the file system.
+    below, above = os.open(path, os.O_PATH | flags), os.open(base, os.O_PATH | flags)
+    try:
+        if _mount_of(below) != _mount_of(above):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+        return os.open(f"/proc/self/fd/{below}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(below)
+        os.close(above)
+
+
+def _mount_of(descriptor: int) -> str:
+    """Raises OSError."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
+        return next((line for line in lines if line.startswith("mnt_id:")), "")

@@ -37,7 +37,7 @@ _FRAMES_AT_ONCE = 64
 _FRAMES_OF_AUTH = 4096
 _WORKER_FRAMES_LIMIT = 3
 # Log lines of a worker: so many at once, and so many a second.
-_LINES_LIMIT, _LINES_A_SECOND = 200, 20
+_LINES_LIMIT, _LINES_A_SECOND = 2000, 100
 _LINE_LENGTH = 1000
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 # How long a worker that has been used keeps its place, and one that leaves may take for it before
@@ -520,6 +520,7 @@ class Monitor:
 
     def _see_to_chores(self, now: float) -> None:
         """Start workers for outboxes in which something is due; sessions go first."""
+        self._chores.look(now)
         for identity in self._chores.take(now):
             if self._workers.find(identity) is not None:
                 continue

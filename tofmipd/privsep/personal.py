@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 def personal_retries(settings: Settings) -> Retries:
     """What looks after the person's outbox; it is started when there is a gate."""
-    return retries_of(settings, settings.outbox, lambda line: log.info("%s", line))
+    note = functools.partial(log.info, "%s")
+    return retries_of(settings, settings.outbox, note, watches=True)
 
 
 def personal_gate(

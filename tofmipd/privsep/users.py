@@ -67,11 +67,13 @@ def retries_of(
     directory: str,
     note: Callable[[str], None],
     begin_thread: Callable[[], None] = lambda: None,
+    *,
+    watches: bool = False,
 ) -> Retries:
     """What looks after the outbox in a directory; it does not run yet."""
     queue = settings.queue
     rules = Rules(settings.host_name, queue.lifetime, queue.warning, queue.first_pause)
-    return Retries(Outbox(directory), rules, note, begin_thread)
+    return Retries(Outbox(directory), rules, note, begin_thread, watches=watches)
 
 
 def house(

@@ -31,7 +31,7 @@ _BATCH_OCTETS = 32 << 10
 _LINES_LIMIT = 10_000
 _LINE_CHARACTERS = 2000
 # Lines to the monitor; fewer than it bears.
-_SENT_LIMIT, _SENT_A_SECOND = 100, 10
+_SENT_LIMIT, _SENT_A_SECOND = 1000, 50
 _SENT_CHARACTERS = 1000
 # Who was started for no message leaves sooner.
 _FIRST_IDLE_SECONDS = 5.0
@@ -53,7 +53,8 @@ class Shipping(logging.Handler):
         self._own = threading.local()
         self._common: list[LogLine] = []
         self._monitor: Channel | None = None
-        self._sent = 0
+        self._counting = threading.Lock()
+        self._sent = self._left_out = 0
         self._born = time.monotonic()
 
     def look_after_outbox(self, monitor: Channel) -> None:
@@ -70,13 +71,20 @@ class Shipping(logging.Handler):
             lines.append((level, text))
 
     def _tell_monitor(self, level: int, text: str) -> None:
-        self._sent += 1
-        if self._sent > _SENT_LIMIT + _SENT_A_SECOND * (time.monotonic() - self._born):
-            return
-        frame = Control(Kind.LINE, level, (printable(text, _SENT_CHARACTERS),))
+        lines = [(level, text)]
+        with self._counting:
+            if self._sent >= _SENT_LIMIT + _SENT_A_SECOND * (time.monotonic() - self._born):
+                self._left_out += 1
+                return
+            if self._left_out:
+                lines.insert(0, (logging.WARNING, f"{self._left_out} lines are left out here"))
+                self._left_out = 0
+            self._sent += len(lines)
+        assert self._monitor is not None
         with contextlib.suppress(Gone, OSError):
-            assert self._monitor is not None
-            self._monitor.send(frame.encode())
+            for number, line in lines:
+                frame = Control(Kind.LINE, number, (printable(line, _SENT_CHARACTERS),))
+                self._monitor.send(frame.encode())
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
