@@ -91,17 +91,37 @@ def is_near(address: str) -> bool:
 
 
 def look_up(host: str, port: int, deadline: Deadline) -> list[tuple[Any, ...]]:
-    """As getaddrinfo, which knows no limit of time: its thread may go on after us."""
+    """As getaddrinfo, which knows no limit of time: its thread may go on after us.
+
+    A numeric address needs no thread, and where there can be none the limit is the resolver's own.
+    """
+    if _is_numeric(host):
+        return _addresses(host, port)
     future: Future[list[tuple[Any, ...]]] = Future()
 
     def work() -> None:
         try:
-            future.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            future.set_result(_addresses(host, port))
         except (OSError, ValueError) as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="look-up", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="look-up", daemon=True).start()
+    except RuntimeError:
+        work()
     try:
         return future.result(deadline.left_seconds())
     except TimeoutError:
         raise TimeoutError("the look-up of its name timed out") from None
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))

@@ -1008,16 +1008,21 @@ def test_what_is_refused_is_not_in_the_log(refuse, attempt, home, hop):
     assert not (home.tmda / "log").exists()
 
 
-def test_the_log_has_the_recipients_whose_copies_were_taken(home, daemon, tmp_path):
-    """TO-110."""
+def test_the_log_has_the_recipients_whom_somebody_answers_for(home, daemon, tmp_path):
+    """TO-110: the next hop, or the outbox."""
     program = tmp_path / "sendmail"
     program.write_text('#!/bin/sh\ncat > /dev/null\ncase "$*" in *b@example.net*) exit 75; esac\n')
     program.chmod(0o755)
     home.configure(to_program(program), LOG)
     home.write("filters/outgoing", "to a@* ext=a\nto b@* ext=b\nto c@* ext=c\n")
     to = ("a@example.net", "b@example.net", "c@example.net")
-    assert submit(daemon.port, *to).startswith("451 4.3.0 taken for 1 of 3 recipients")
-    assert re.findall("^  To: (.*)$", (home.tmda / "log").read_text(), re.M) == ["a@example.net"]
+    assert submit(daemon.port, *to).startswith("250 2.0.0 Ok: taken for 1 of 3 recipients")
+    assert re.findall("^  To: (.*)$", (home.tmda / "log").read_text(), re.M) == [*to]
+    (envelope,) = (home.tmda / "outbox").glob("*.envelope")
+    assert re.findall(r"^(\w+): (\d\.\d)", envelope.read_text(), re.M) == [
+        ("Taken", "1.1"),
+        ("Deferred", "2.1"),
+    ]
 
 
 @pytest.mark.parametrize("path", ["~/.tmda", "~/no/log", "/dev/full"])

@@ -95,6 +95,15 @@ def test_a_name_without_an_address_is_said_to_be_one(addresses):
         connect("mail.example", 25, Deadline(10))
 
 
+def test_where_there_can_be_no_thread_a_name_is_looked_up_all_the_same(monkeypatch):
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for host in ("127.0.0.1", "::1", "localhost"):
+        assert look_up(host, 25, Deadline(10))
+
+
 def test_a_look_up_that_hangs_ends_with_the_time(monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30) and [])
