@@ -140,8 +140,11 @@ class Post:
         return envelope.name.removesuffix(".envelope")
 
     def was_tried(self, person: Villager) -> bool:
-        envelopes = self.box(person).glob("*.envelope")
-        return any(b"\nTried: " in path.read_bytes() for path in envelopes)
+        for path in self.box(person).glob("*.envelope"):
+            # It has another name while somebody tries it.
+            with contextlib.suppress(FileNotFoundError):
+                return b"\nTried: " in path.read_bytes()
+        return False
 
     def own(self, person: Villager) -> None:
         for path in self.box(person).iterdir():
