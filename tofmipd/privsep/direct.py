@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tofmipd.auth.credentials import Credentials, Judgement, Origin, Verdict
 from tofmipd.content import Content
 from tofmipd.privsep.logins import Challenge, Logins
-from tofmipd.privsep.throttle import Throttle
+from tofmipd.privsep.throttle import Throttle, within_limits
 from tofmipd.privsep.users import Submits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
@@ -79,9 +79,9 @@ class DirectPass:
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
             return replies.AUTH_REQUIRED
-        if self._gate.quota is None:
-            return self._pass_on(envelope, content)
-        return self._gate.quota.limited(
+        return within_limits(
+            self._gate.quota,
+            self._gate.throttle,
             self._login,
             len(envelope.recipients),
             self._id,
@@ -89,10 +89,6 @@ class DirectPass:
         )
 
     def _pass_on(self, envelope: Envelope, content: Content) -> Reply:
-        if self._gate.throttle is not None:
-            refusal = self._gate.throttle.refusal(self._login, self._id)
-            if refusal is not None:
-                return refusal
         return self._gate.user(self._login).submit(envelope, content, self._id)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from tofmipd.privsep.frames import BadFrame, Control, Kind, LogLine, Refusal, Su
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import KeyFiles
 from tofmipd.privsep.offer import Offer
-from tofmipd.privsep.throttle import Throttle
+from tofmipd.privsep.throttle import Throttle, within_limits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply, printable
@@ -325,9 +325,9 @@ class RemotePass:
     def submit(self, envelope: Envelope, content: Content) -> Reply:
         if not self._login:
             return replies.AUTH_REQUIRED
-        if self._gate.quota is None:
-            return self._pass_on(envelope, content)
-        return self._gate.quota.limited(
+        return within_limits(
+            self._gate.quota,
+            self._gate.throttle,
             self._login,
             len(envelope.recipients),
             self._id,
@@ -335,10 +335,6 @@ class RemotePass:
         )
 
     def _pass_on(self, envelope: Envelope, content: Content) -> Reply:
-        if self._gate.throttle is not None:
-            refusal = self._gate.throttle.refusal(self._login, self._id)
-            if refusal is not None:
-                return refusal
         try:
             self._gate.begin(self._whose)
             try:

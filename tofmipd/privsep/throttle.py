@@ -1,12 +1,18 @@
-"""The throttle script: may this login send another message now (feature row TO-82)?"""
+"""May this login send another message now?  The limits (row BX-3) and the throttle script (row
+TO-82) say."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tofmipd import programs
 from tofmipd.smtp.reply import Reply, printable
+
+if TYPE_CHECKING:
+    from tofmipd.privsep.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +49,25 @@ class Throttle:
             "s=%s throttled user=%r status=%d said=%r", session_id, login, outcome.status, said
         )
         return _EXCEEDED
+
+
+def within_limits(
+    quota: Quota | None,
+    throttle: Throttle | None,
+    login: str,
+    recipients: int,
+    session_id: str,
+    pass_on: Callable[[], Reply],
+) -> Reply:
+    """What ``pass_on`` says, or whoever does not let the message pass.
+
+    What the script refuses does not count for the limits.
+    """
+
+    def ask_script() -> Reply:
+        refusal = throttle.refusal(login, session_id) if throttle is not None else None
+        return pass_on() if refusal is None else refusal
+
+    if quota is None:
+        return ask_script()
+    return quota.limited(login, recipients, session_id, ask_script)
