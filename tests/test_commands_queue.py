@@ -18,9 +18,10 @@ from tofmipd.commands import queuetext
 from tofmipd.errors import CONFIG, DATA, NO_INPUT, TEMPORARY, UNAVAILABLE, USAGE
 from tofmipd.handoff import inventory
 from tofmipd.handoff import retries as retries_module
+from tofmipd.handoff.attempt import Rules
 from tofmipd.handoff.copy import Copy, HandOffFailed
 from tofmipd.handoff.outbox import BAD, BUSY, Outbox
-from tofmipd.handoff.retries import Retries, Rules
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.stored import DEFERRED, REFUSED, TAKEN, TOLD, Event, Origin, Place
 from tofmipd.smtp.reply import Reply
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from fakes import copy_of
 
+from tofmipd.handoff.attempt import Rules
 from tofmipd.handoff.outbox import CONTENT, ENVELOPE, NEW, Outbox
-from tofmipd.handoff.retries import Retries, Rules
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.stored import REFUSED, Event, Origin, Place
 
 ORIGIN = Origin("bobby", "1", time.time())

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 from outboxes import LATER, NEVER, ORIGIN, TO, Disk, Scripted, copies_of, disk, names
 
+from tofmipd.handoff.attempt import Rules
 from tofmipd.handoff.handover import HandedOver, hand_over, keep
 from tofmipd.handoff.outbox import Outbox
-from tofmipd.handoff.retries import Retries, Rules
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.stored import DEFERRED, REFUSED, TAKEN, stored_of
 
 __all__ = ["disk"]

@@ -15,9 +15,10 @@ from forking import Child
 from outboxes import ARRIVED, BODY, LATER, NEVER, TO, Disk, Scripted, commit, copies_of, disk, names
 
 from tofmipd.handoff import bounce, retries
+from tofmipd.handoff.attempt import Rules
 from tofmipd.handoff.copy import HandOffFailed
 from tofmipd.handoff.outbox import BAD, BUSY, CONTENT, ENVELOPE, NEW, Outbox
-from tofmipd.handoff.retries import Retries, Rules
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.stored import DEFERRED, REFUSED, TAKEN, TOLD, TRIED, Event, Origin, Place
 
 __all__ = ["disk"]

@@ -25,7 +25,6 @@ _ADDRESS = re.compile(
 )
 _RECEIVE_OCTETS = 8192
 
-
 _T = TypeVar("_T")
 # A command, and the address that it is about if it is MAIL or RCPT.
 _Entry = tuple[bytes, bytes | None]
@@ -44,7 +43,7 @@ class Connection:
     """
 
     def __init__(self, hop: NextHop) -> None:
-        self.hop = self._hop = hop
+        self.hop = hop
         self._reader = ReplyReader()
         # Whether the next hop waits for a message, or has had one, since this was taken into use.
         self._committed = False
@@ -104,7 +103,7 @@ class Connection:
             # Nothing of a message has gone yet: another connection may try.
             if self.idle_since and not self._committed and not isinstance(error, TimeoutError):
                 raise Stale from error
-            raise HandOffFailed(_lost(self._hop, error)) from error
+            raise HandOffFailed(_lost(self.hop, error)) from error
 
     def _transactions(self, copies: Sequence[Copy], taken: Taken) -> None:
         """Senders and recipients of all copies come before the first message; those of the
@@ -150,7 +149,7 @@ class Connection:
             if early is None or early.code < 400:
                 raise error
             raise HandOffFailed(refusal(early), heard=True) from error
-        reply = self._reply(self._hop.dot_timeout)
+        reply = self._reply(self.hop.dot_timeout)
         if reply.code // 100 != 2:
             raise HandOffFailed(refusal(reply), heard=True)
         if not self._reader.idle:
@@ -177,7 +176,7 @@ class Connection:
             command += b" SIZE=%d" % copy.size_octets
         if parameters.eight_bit and "8bitmime" in self._features:
             command += b" BODY=8BITMIME"
-        elif parameters.eight_bit and not self._hop.pass_eight_bit:
+        elif parameters.eight_bit and not self.hop.pass_eight_bit:
             raise _impossible(554, "6.3", "does not take 8-bit messages")
         to_all = all(address.isascii() for address in copy.recipients)
         if "smtputf8" in self._features:
@@ -214,14 +213,14 @@ class Connection:
 
     def _answer(self) -> NextHopReply:
         """The reply to a command; 421 is the end of the connection, whatever it was."""
-        reply = self._reply(self._hop.reply_timeout)
+        reply = self._reply(self.hop.reply_timeout)
         if reply.code == 421 and self.idle_since and not self._committed:
             raise ConnectionResetError("closed by the next hop")
         return reply
 
     def _send(self, octets: bytes) -> None:
         """Raises TimeoutError, ConnectionError."""
-        self._limit(self._hop.reply_timeout)
+        self._limit(self.hop.reply_timeout)
         self._socket.sendall(octets)
 
     def _limit(self, seconds: float) -> None:
@@ -235,7 +234,7 @@ class Connection:
 
         Each of them has the time of a reply.
         """
-        self._limit(self._hop.reply_timeout)
+        self._limit(self.hop.reply_timeout)
         held, before = b"", b""
         for block in copy.blocks():
             if held:
@@ -255,7 +254,7 @@ class Connection:
             self._limit(0)
             with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
                 self._reader.feed(self._received())
-            self._limit(self._hop.reply_timeout)
+            self._limit(self.hop.reply_timeout)
         if not self._reader.idle:
             raise ConnectionAbortedError("it did not wait for the end of the message")
 

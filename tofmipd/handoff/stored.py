@@ -7,10 +7,9 @@ was reserved.
 
 from __future__ import annotations
 
-import math
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -227,11 +226,8 @@ def _stored(lines: Sequence[bytes]) -> Stored:
             notices,
         ),
     )
-    sizes = [copy.header_octets for copy in copies]
-    if not copies or min(sizes) < 0 or stored.body_start != sum(sizes):
+    if not copies or stored.body_start != sum(copy.header_octets for copy in copies):
         raise ValueError("its parts do not fit together")
-    if not math.isfinite(stored.origin.arrived):
-        raise ValueError("its time of arrival is none")
     return stored
 
 
@@ -286,15 +282,6 @@ def _event(line: str) -> Event:
         return Event(match["all"], float(match["when"]), None, by, reply)
     place = Place(int(match["copy"]) - 1, int(match["to"]) - 1)
     return Event(match["one"], float(match["at"]), place, by, reply)
-
-
-def outlook(stored: Stored, history: History) -> Mapping[str, int]:
-    """How many recipients each thing became of, for people; "" stands for those not tried."""
-    counts: dict[str, int] = {}
-    for place in places(stored):
-        what = history.what(place)
-        counts[what] = counts.get(what, 0) + 1
-    return counts
 
 
 def _escaped(address: bytes) -> bytes:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tofmipd.content import Content
+from tofmipd.handoff.attempt import Rules
 from tofmipd.handoff.copy import HandOffFailed, Transport
 from tofmipd.handoff.outbox import Outbox
-from tofmipd.handoff.retries import Retries, Rules
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep.nexthops import relay_hops
 from tofmipd.privsep.outbound import House, Observer, Outbound, Owner
