@@ -42,6 +42,14 @@ class Parser(argparse.ArgumentParser):
             self.error(self._unknown(unknown[0]))
         return options
 
+    def parse_words(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse options and ``words`` in any order; what follows "--" is a word, whatever it
+        begins with."""
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        options = self.parse_intermixed_args(arguments[:end])
+        options.words += arguments[end + 1 :]
+        return options
+
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
         known = [option for action in self._actions for option in action.option_strings]

@@ -327,10 +327,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--relay-tls", metavar="MODE", default="", help="retry: likewise")
     add("--relay-ca", metavar="FILE", default="", help="retry: likewise")
     add("--force", action="store_true", help="remove: without asking")
-    # What follows "--" is an ID, whatever it begins with.
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_intermixed_args(arguments[:end])
-    options.words += arguments[end + 1 :]
+    options = parser.parse_words(arguments)
     _check(parser, options)
     return options
 

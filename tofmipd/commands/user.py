@@ -278,10 +278,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--generate", action="store_true", help="make a random password and print it"
     )
     add("--json", action="store_true", help="print one JSON object")
-    # What follows "--" is a name, whatever it begins with.
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_intermixed_args(arguments[:end])
-    options.words += arguments[end + 1 :]
+    options = parser.parse_words(arguments)
     _check(parser, options)
     return options
 
