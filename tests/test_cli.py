@@ -209,22 +209,6 @@ def test_wrong_usage_is_told_in_one_line_with_status_64(arguments, words, run):
     assert words in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "option"),
-    [
-        (["-1"], "-1, --one-session"),
-        (["--one-session"], "-1, --one-session"),
-    ],
-)
-def test_what_is_not_built_yet_is_told_in_one_line_with_status_69(arguments, option, run):
-    status, out, err = run(*arguments)
-    assert (status, out) == (os.EX_UNAVAILABLE, "")
-    assert err.startswith("tofmipd: ")
-    assert err.count("\n") == 1
-    assert option in err
-    assert "not built yet" in err
-
-
 @pytest.mark.root
 def test_root_is_told_how_to_serve_itself(run):
     status, _, err = run("init")

@@ -209,11 +209,6 @@ def test_groups_have_the_titles_and_examples_of_the_help():
         assert f"Example:\n.Dl {str(group.description).removeprefix('e.g. ')}\n" in text
 
 
-@pytest.mark.parametrize("action", parser_actions(), ids=lambda a: a.option_strings[-1])
-def test_what_is_not_built_yet_is_marked_and_nothing_else(action):
-    assert ("Not built yet." in entry_of(action)) == (action.dest in cli._NOT_BUILT_YET)
-
-
 @pytest.mark.parametrize(
     "action",
     [a for a in parser_actions() if a.default and isinstance(a.default, str | int | float)],

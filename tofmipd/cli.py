@@ -20,7 +20,7 @@ from typing import cast
 
 from tofmipd import __version__
 from tofmipd.arguments import Parser
-from tofmipd.errors import CANT_CREATE, PERMISSION, SOFTWARE, UNAVAILABLE, USAGE, Fatal
+from tofmipd.errors import CANT_CREATE, PERMISSION, SOFTWARE, USAGE, Fatal
 from tofmipd.options import COMMANDS, make_parser
 from tofmipd.programs import PATH
 from tofmipd.settings import (
@@ -42,15 +42,18 @@ from tofmipd.settings import (
     SourceSpec,
 )
 
-# Options whose feature is not there yet: destination -> how the person wrote it.
-_NOT_BUILT_YET = {
-    "one_session": "-1, --one-session",
-}
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status, which is one of sysexits.h."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if "-1" in arguments or "--one-session" in arguments:
+        from tofmipd import onesession
+
+        return onesession.guarded(_main, arguments)
+    return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
         status = _run(arguments)
         _flush()
@@ -119,7 +122,7 @@ def settings_from(arguments: list[str]) -> Settings:
     options = parser.parse_known(arguments)
     _answer_at_once(parser, options)
     _refuse_contradictions(parser, options)
-    _refuse_what_is_not_built(options)
+    _refuse_bad_remotes(options)
     return _settings(options)
 
 
@@ -150,7 +153,8 @@ def _refuse_contradictions(parser: Parser, options: argparse.Namespace) -> None:
     if encrypted and not options.ssl_cert:
         parser.error("--ssl and --tls need both --ssl-cert and --ssl-key")
     others = options.ssl_cert or options.ssl_sni_dir or options.ssl_client_ca or options.ciphers
-    if others and not encrypted:
+    # Sockets that systemd passes have modes of their own.
+    if others and not encrypted and "LISTEN_FDS" not in os.environ:
         parser.error("certificates and ciphers are of no use without --ssl or --tls=MODE")
     if (options.relay_tls or options.relay_ca) and not options.relay:
         parser.error("--relay-tls and --relay-ca are of no use without --relay")
@@ -167,10 +171,7 @@ def _listeners(options: argparse.Namespace) -> tuple[Listen, ...]:
     return tuple(spec._replace(mode=spec.mode or mode) for spec in asked)
 
 
-def _refuse_what_is_not_built(options: argparse.Namespace) -> None:
-    for name, spelling in _NOT_BUILT_YET.items():
-        if getattr(options, name):
-            raise Fatal(UNAVAILABLE, f"{spelling} is not built yet")
+def _refuse_bad_remotes(options: argparse.Namespace) -> None:
     for source in options.sources:
         if source.kind == "remote":
             _refuse_bad_remote(source.argument)
@@ -230,6 +231,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         scripts=_scripts(options, who),
         host_name=host_name(),
         foreground=options.foreground,
+        one_session=options.one_session,
+        pid_file=absolute(options.pid_file, who.home),
         debug=options.debug,
         log=options.log,
         log_file=absolute(options.log_file, who.home),

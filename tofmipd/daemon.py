@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import os
@@ -9,27 +10,36 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from tofmipd import cpus, encrypted
+from tofmipd import cpus, encrypted, systemd
 from tofmipd import log as log_module
 from tofmipd.auth.files import SourceFileError
 from tofmipd.dates import rfc5322_date
 from tofmipd.encrypted import Encryption
 from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, UNAVAILABLE, Fatal
+from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
+from tofmipd.onesession import Connection
+from tofmipd.pidfile import PidFile
 from tofmipd.privsep import confine
 from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.personal import personal_gate, personal_retries
 from tofmipd.server import Listener, ListenError, Service, bind, service_of
-from tofmipd.settings import GlobalMode, Scripts, Settings
+from tofmipd.settings import TLS_MODES, GlobalMode, Listen, Scripts, Settings
+from tofmipd.systemd import Supervisor
 
 log = logging.getLogger(__name__)
 
 # What a session needs: the client's socket, the next hop's, a file, a spare.
 _DESCRIPTORS_PER_SESSION = 4
+# What FileDescriptorName may say of a socket that systemd passes (RFC 8314 section 7.3).
+_MODES_BY_NAME = {"smtps": "ssl", "submissions": "ssl", "ssl": "ssl", "plain": "plain"} | {
+    f"tls={mode}": mode for mode in TLS_MODES
+}
 
 
 def run(
@@ -45,20 +55,37 @@ def run(
     os.umask(0o077)
     set_up_log(settings)
     check_scripts(settings.scripts)
-    if settings.global_mode is not None:
-        return run_global(settings, settings.global_mode)
-    pool = Pool()
-    confine.descriptors(settings.limits.connections * _DESCRIPTORS_PER_SESSION + 200)
-    encryption = Encryption(settings)
+    supervisor = Supervisor(os.environ)
+    passed = systemd.inherited(os.environ)
+    if settings.one_session or any(not systemd.accepts(sock) for sock, _ in passed):
+        return run_one_session(settings, passed[0][0] if passed else None)
+    settings, sockets = with_sockets(settings, passed)
+    pid_file = PidFile(settings.pid_file) if settings.pid_file else None
     try:
-        retries = personal_retries(settings)
-        gate = personal_gate(settings, pool, observer, retries)
-    except SourceFileError as error:
-        raise Fatal(CONFIG, str(error)) from None
-    service = service_of(settings, gate, encryption.encrypt)
+        if settings.global_mode is not None:
+            return run_global(settings, settings.global_mode, sockets, supervisor, pid_file)
+        return run_personal(settings, sockets, supervisor, pid_file, observer, started)
+    finally:
+        if pid_file is not None:
+            pid_file.remove()
+
+
+def run_personal(
+    settings: Settings,
+    sockets: list[socket.socket],
+    supervisor: Supervisor,
+    pid_file: PidFile | None,
+    observer: Observer | None,
+    started: Callable[[], None] | None,
+) -> int:
+    """The life of a personal daemon.  Raises Fatal."""
+    confine.descriptors(settings.limits.connections * _DESCRIPTORS_PER_SESSION + 200)
+    pool = Pool()
+    retries, service, encryption = personal_service(settings, pool, observer)
+    sockets = sockets or listen(settings)
     listeners = [
         Listener(sock, service, where.mode)
-        for where, sock in zip(settings.listen, listen(settings), strict=True)
+        for where, sock in zip(settings.listen, sockets, strict=True)
     ]
     if settings.foreground:
         announce([listener.socket for listener in listeners])
@@ -66,20 +93,98 @@ def run(
         warn_of_lost_log()
         detach()
         set_up_log(settings)
+    if pid_file is not None:
+        pid_file.write()
     if settings.one_cpu:
         cpus.keep_to_one()
     if started is not None:
         started()
     retries.start()
-    serve(service, listeners, Reload(settings, encryption))
+    serve(service, listeners, Reload(settings, encryption), supervisor)
     if not retries.stop(settings.limits.stop_timeout):
         log.warning("messages of the outbox that are being handed over are cut off")
     pool.close()
     return 0
 
 
-def run_global(settings: Settings, mode: GlobalMode) -> int:
-    """The life of the monitor, from which all others are forked.  Raises Fatal."""
+def personal_service(
+    settings: Settings, pool: Pool, observer: Observer | None = None
+) -> tuple[Retries, Service, Encryption]:
+    """What serves sessions of a personal daemon.  There is one thread yet.  Raises Fatal."""
+    encryption = Encryption(settings)
+    try:
+        retries = personal_retries(settings)
+        gate = personal_gate(settings, pool, observer, retries)
+    except SourceFileError as error:
+        raise Fatal(CONFIG, str(error)) from None
+    return retries, service_of(settings, gate, encryption.encrypt), encryption
+
+
+def run_one_session(settings: Settings, passed: socket.socket | None) -> int:
+    """Serve one connection (feature rows TO-8 to TO-16).  Raises Fatal."""
+    connection = Connection(os.environ, passed)
+    try:
+        if settings.global_mode is not None:
+            return run_global(settings, settings.global_mode, [], connection=connection)
+        pool = Pool()
+        retries, service, _ = personal_service(settings, pool)
+    except Fatal:
+        connection.refuse()
+        raise
+    signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    threading.Thread(target=_stop_on_signal, args=(signals, service), daemon=True).start()
+    sock = connection.open()
+    service.serve(sock, connection.peer, settings.listen[0].mode, near=connection.near)
+    connection.finish(settings.limits.write_timeout)
+    retries.start()
+    retries.finish(settings.limits.stop_timeout)
+    pool.close()
+    return 0
+
+
+def _stop_on_signal(signals: int, service: Service) -> None:
+    while True:
+        number = os.read(signals, 1)[0]
+        if number != signal.SIGHUP:
+            log.info("stopping on %s", signal.Signals(number).name)
+            service.stop()
+
+
+def with_sockets(
+    settings: Settings, passed: list[tuple[socket.socket, str]]
+) -> tuple[Settings, list[socket.socket]]:
+    """Sockets that systemd passes take the place of those that were asked for.  Raises Fatal."""
+    if not passed:
+        return settings, []
+    listen = tuple(_passed_listen(settings, sock, name) for sock, name in passed)
+    if any(where.mode != "plain" for where in listen) and not settings.encryption.pairs:
+        raise Fatal(CONFIG, "TLS on a socket of systemd's needs --ssl-cert and --ssl-key")
+    settings = dataclasses.replace(settings, listen=listen, foreground=True)
+    return settings, [sock for sock, _ in passed]
+
+
+def _passed_listen(settings: Settings, sock: socket.socket, name: str) -> Listen:
+    """``name`` is FileDescriptorName: a mode as it goes behind the comma of -p, or the service."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        raise Fatal(CONFIG, f"the socket {name!r} of systemd's is not one of TCP")
+    sock.setblocking(False)
+    host, port = sock.getsockname()[:2]
+    mode = _MODES_BY_NAME.get(name, settings.listen[0].mode)
+    return Listen(host, port, ipv6=sock.family == socket.AF_INET6, mode=mode)
+
+
+def run_global(
+    settings: Settings,
+    mode: GlobalMode,
+    sockets: list[socket.socket],
+    supervisor: Supervisor | None = None,
+    pid_file: PidFile | None = None,
+    connection: Connection | None = None,
+) -> int:
+    """The life of the monitor, from which all others are forked.  Raises Fatal.
+
+    With a ``connection`` it ends when that does.
+    """
     # Not before it is needed: a personal daemon has no use for any of this.
     from tofmipd.globalmode import GlobalDaemon
     from tofmipd.privsep import linux
@@ -95,9 +200,10 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
         raise Fatal(CANT_CREATE, str(error)) from None
     if settings.quotas.given:
         make_private(os.path.dirname(settings.quotas.file), rights)
-    sockets = listen(settings)
+    if connection is None:
+        sockets = sockets or listen(settings)
     background = None
-    if not settings.foreground:
+    if not settings.foreground and connection is None:
         warn_of_lost_log()
         background = Background()
     try:
@@ -105,24 +211,35 @@ def run_global(settings: Settings, mode: GlobalMode) -> int:
             set_up_log(settings)
         signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
         linux.set_name("tofmipd-monitor")
-        daemon = GlobalDaemon(settings, mode, rights, tuple(sockets), os.getpid())
+        supervisor = supervisor or Supervisor({})
+        daemon = GlobalDaemon(
+            settings, mode, rights, tuple(sockets), os.getpid(), supervisor, connection
+        )
         monitor = Monitor(daemon.plan(), signals)
         # What is here now is never freed in a child, so that its pages stay shared.
         gc.freeze()
         monitor.start()
+        if pid_file is not None:
+            pid_file.write()
         daemon.begun.append(True)
     except Fatal as error:
         if background is not None:
+            if pid_file is not None:
+                pid_file.remove()
             background.fail(error)
         raise
     if background is not None:
         background.succeed()
-    elif not monitor.stopping:
+    elif connection is None and not monitor.stopping:
         announce(sockets)
         print(f"\tRunning as {mode.roles}", file=sys.stderr, flush=True)
-    log.info("started, pid %d; %s", os.getpid(), mode.roles)
+    if connection is not None:
+        connection.close()
+    else:
+        log.info("started, pid %d; %s", os.getpid(), mode.roles)
+        supervisor.ready("serving")
     status = monitor.run()
-    log.info("stopped")
+    log.log(logging.INFO if connection is None else logging.DEBUG, "stopped")
     _deaf()
     return status
 
@@ -207,14 +324,18 @@ class Reload:
             self._encryption.reload()
 
 
-def serve(service: Service, listeners: list[Listener], reload: Reload) -> None:
+def serve(
+    service: Service, listeners: list[Listener], reload: Reload, supervisor: Supervisor
+) -> None:
     """Accept until SIGTERM or SIGINT, then let messages under way finish."""
     signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     for listener in listeners:
         listener.start()
     log.info("started, pid %d", os.getpid())
-    number = _last_signal(signals, reload)
+    supervisor.ready("serving")
+    number = _last_signal(signals, reload, supervisor)
     log.info("stopping on %s", signal.Signals(number).name)
+    supervisor.stopping()
     service.begin_stop()
     for listener in listeners:
         listener.stop()
@@ -224,15 +345,25 @@ def serve(service: Service, listeners: list[Listener], reload: Reload) -> None:
     _deaf()
 
 
-def _last_signal(signals: int, reload: Reload) -> int:
+def _last_signal(signals: int, reload: Reload, supervisor: Supervisor) -> int:
     """Wait for the one that ends the program; others are obeyed."""
     while True:
-        if not select.select([signals], [], [], reload.patience_seconds)[0]:
+        supervisor.beat()
+        if not select.select([signals], [], [], _patience(reload, supervisor))[0]:
             reload.look()
             continue
         number = os.read(signals, 1)[0]
+        supervisor.reloading()
         if reload.ends(number):
             return number
+        supervisor.ready("serving")
+
+
+def _patience(reload: Reload, supervisor: Supervisor) -> float | None:
+    beat_at = supervisor.beat_at
+    until_beat = None if beat_at is None else max(beat_at - time.monotonic(), 0)
+    times = [time for time in (reload.patience_seconds, until_beat) if time is not None]
+    return min(times, default=None)
 
 
 def _deaf() -> None:

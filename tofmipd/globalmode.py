@@ -25,6 +25,7 @@ from tofmipd.auth.sources import attempted, chain_of
 from tofmipd.encrypted import Encryption
 from tofmipd.errors import CONFIG, Fatal
 from tofmipd.handoff.smtp import Pool
+from tofmipd.onesession import Connection
 from tofmipd.privsep import attempts, confine, linux
 from tofmipd.privsep.accounts import Admission, NoAccount
 from tofmipd.privsep.authserver import AuthServer, Files
@@ -43,8 +44,9 @@ from tofmipd.privsep.remote import RemoteGate
 from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.privsep.virtualdomains import VirtualDomains
 from tofmipd.privsep.worker import Shipping, Worker
-from tofmipd.server import Listener, service_of
+from tofmipd.server import Listener, Service, service_of
 from tofmipd.settings import GlobalMode, Settings
+from tofmipd.systemd import Supervisor
 from tofmipd.tls.files import Watch, paths_of
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ _DESCRIPTORS_PER_SESSION = 4
 class GlobalDaemon:
     """All that the processes start from: every one of them begins as a copy of the monitor.
 
-    ``sockets`` listen already; ``rights`` are those of the service's account.
+    ``sockets`` listen already; ``rights`` are those of the service's account.  With a
+    ``connection`` that is all there is to serve.
     """
 
     settings: Settings
@@ -68,6 +71,8 @@ class GlobalDaemon:
     rights: Rights
     sockets: tuple[socket.socket, ...]
     monitor: int
+    supervisor: Supervisor
+    connection: Connection | None = None
     # Not empty once there has been a server: who replaces it serves with what there is.
     begun: list[bool] = field(default_factory=list)
     # Nothing shows a password before auth has said what it can serve.
@@ -81,7 +86,7 @@ class GlobalDaemon:
                 "server",
                 "tofmipd-server",
                 self.serve,
-                keep=tuple(sock.fileno() for sock in self.sockets),
+                keep=self._descriptors(),
             ),
             auth=Birth("auth", "tofmipd-auth", self.judge),
             worker=lambda identity: Birth(
@@ -98,8 +103,16 @@ class GlobalDaemon:
             reopen=_reopen_log,
             close_listeners=self._close_sockets,
             keys=self._keys(),
-            outboxes=settings.outbox,
+            outboxes="" if self.connection is not None else settings.outbox,
+            supervisor=self.supervisor,
+            once=self.connection is not None,
         )
+
+    def _descriptors(self) -> tuple[int, ...]:
+        """Those that the server serves."""
+        if self.connection is not None:
+            return self.connection.descriptors()
+        return tuple(sock.fileno() for sock in self.sockets)
 
     @property
     def _leave_seconds(self) -> float:
@@ -167,24 +180,40 @@ class GlobalDaemon:
             quota,
         )
         service = service_of(settings, gate, encryption.encrypt)
-        listeners = [
-            Listener(sock, service, where.mode)
-            for where, sock in zip(settings.listen, self.sockets, strict=True)
-        ]
         stop = threading.Event()
         threading.Thread(target=gate.obey, args=(stop.set,), daemon=True).start()
+        control.send(Control(Kind.READY).encode())
+        if self.connection is not None:
+            self._serve_one(self.connection, service, stop)
+        else:
+            self._serve_all(service, stop)
+        if quota is not None:
+            quota.close()
+        return 0
+
+    def _serve_all(self, service: Service, stop: threading.Event) -> None:
+        listeners = [
+            Listener(sock, service, where.mode)
+            for where, sock in zip(self.settings.listen, self.sockets, strict=True)
+        ]
         for listener in listeners:
             listener.start()
-        control.send(Control(Kind.READY).encode())
         stop.wait()
         service.begin_stop()
         for listener in listeners:
             listener.stop()
         if not service.stop():
             log.warning("some sessions did not end in time and are cut off")
-        if quota is not None:
-            quota.close()
-        return 0
+
+    def _serve_one(self, connection: Connection, service: Service, stop: threading.Event) -> None:
+        def obey() -> None:
+            stop.wait()
+            service.stop()
+
+        threading.Thread(target=obey, daemon=True).start()
+        sock, mode = connection.open(), self.settings.listen[0].mode
+        service.serve(sock, connection.peer, mode, near=connection.near)
+        connection.finish(self.settings.limits.write_timeout)
 
     def _step_down(self) -> None:
         """Become the service's account, with nothing that could ever lead back."""
@@ -275,7 +304,11 @@ class GlobalDaemon:
         if not fault:
             retries.start()
         status = worker.run(serving.submit)
-        retries.stop(self._leave_seconds)
+        if self.connection is None:
+            retries.stop(self._leave_seconds)
+        else:
+            # Nobody starts it again when something is due.
+            retries.finish(self._leave_seconds)
         pool.close()
         return status
 

@@ -74,9 +74,7 @@ class _AddSource(argparse.Action):
 def make_parser() -> Parser:
     """All options of the daemon, by group."""
     parser = Parser("tofmipd", _DESCRIPTION, _USAGE)
-    parser.epilog = "(not yet): parsed, but its feature is not built yet.\n\nTools:\n" + "\n".join(
-        f"  {w:<10}{text}" for w, text in COMMANDS.items()
-    )
+    parser.epilog = "Tools:\n" + "\n".join(f"  {w:<10}{text}" for w, text in COMMANDS.items())
     _add_general(parser)
     _add_connection(parser)
     _add_authentication(parser)
@@ -102,6 +100,7 @@ def _add_general(parser: Parser) -> None:
     add("--log-file", metavar="FILE", default="", help="log to FILE (default: stderr or syslog)")
     add("-b", "--background", dest="foreground", action="store_false", help="detach (default)")
     add("-f", "--foreground", dest="foreground", action="store_true", help="do not detach")
+    add("--pid-file", metavar="FILE", default="", help="holds the process id while it runs")
     add("-u", "--username", metavar="USER", default="", help="run as USER (root: tofmipd)")
     add("-c", "--configdir", metavar="DIR", default="", help="DIR/USER/config, not ~/.tmda/config")
     add("--personal", action="store_true", help="serve only who starts it, also if root")
@@ -170,7 +169,7 @@ def _add_connection(parser: Parser) -> None:
         default="one",
         help="run on one CPU, which is cheaper, or all (default: one)",
     )
-    add("-1", "--one-session", action="store_true", help="one session on standard input (not yet)")
+    add("-1", "--one-session", action="store_true", help="serve descriptor 0, as inetd passes it")
     add(
         "--bare-newline",
         choices=("reject", "fix"),

@@ -163,14 +163,20 @@ class Service:
                 for pump in self._pumps:
                     pump.expire(CROWDED_LOGIN_SECONDS)
 
-    def serve(self, sock: socket.socket, peer: Peer, mode: str = "plain") -> None:
-        """One session from greeting to close, in the calling thread."""
+    def serve(
+        self, sock: socket.socket, peer: Peer, mode: str = "plain", *, near: bool | None = None
+    ) -> None:
+        """One session from greeting to close, in the calling thread.
+
+        ``near``: the octets cross no network on their way here, which is so for who is on this
+        machine.
+        """
         session_id = f"{next(self._ids) & 0xFFFFFFFF:08x}"
         begun = time.monotonic()
         log.info("s=%s session from %s", session_id, peer)
         pump = Pump(
             Wire(sock, self._limits.write_timeout),
-            Session(self.policy(mode, near=peer.loopback), peer),
+            Session(self.policy(mode, near=peer.loopback if near is None else near), peer),
             self._gate.admit(session_id, peer),
             self._limits,
             self._stopping,

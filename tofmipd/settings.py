@@ -260,6 +260,9 @@ class Settings:
     scripts: Scripts = field(default_factory=Scripts)
     host_name: str = "localhost"
     foreground: bool = False
+    # Serve the connection on descriptor 0 instead of listening.
+    one_session: bool = False
+    pid_file: str = ""
     debug: bool = False
     log: bool = False
     quiet: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -113,6 +114,19 @@ class Retries:
             self._stopping = True
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._under_way, limit_seconds)
+
+    def finish(self, limit_seconds: float) -> bool:
+        """Hand over what is due, then ``stop``; whether both were done in time."""
+        deadline = time.monotonic() + limit_seconds
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not (self._under_way or self._is_due()), timeout=limit_seconds
+            )
+        return self.stop(max(deadline - time.monotonic(), 0))
+
+    def _is_due(self) -> bool:
+        """The caller has the lock."""
+        return min(self._known.values(), default=math.inf) <= time.time()
 
     def _wake(self) -> None:
         """The caller has the lock."""

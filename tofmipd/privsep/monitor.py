@@ -67,6 +67,7 @@ class Monitor:
         self._room_at = 0.0
         self._stop_at: float | None = None
         self._started = False
+        self._status = 0
         self._failure: Fatal | None = None
         self._handlers = {
             Kind.READY: self._ready,
@@ -111,7 +112,7 @@ class Monitor:
         """Until SIGTERM or SIGINT; the exit status."""
         while self._stop_at is None or self._children:
             self._turn()
-        return 0
+        return self._status
 
     def _turn(self) -> None:
         """Wait for something to happen, and deal with it."""
@@ -145,12 +146,15 @@ class Monitor:
         times += [self._queue[0][0], self._room_at] if self._queue else []
         times += [self._stop_at] if self._stop_at is not None else []
         times += [self._plan.keys.due] if self._plan.keys is not None else []
+        beat = self._plan.supervisor.beat_at
+        times += [beat] if beat is not None else []
         chore = self._chores.next() if self._stop_at is None else None
         times += [chore] if chore is not None else []
         return min(times) - now
 
     def _keep_time(self) -> None:
         now = time.monotonic()
+        self._plan.supervisor.beat()
         for post in (self._auth, self._server):
             if post.due is not None and post.due <= now and self._stop_at is None:
                 self._fill(post)
@@ -178,16 +182,21 @@ class Monitor:
         with contextlib.suppress(BlockingIOError):
             for number in os.read(self._signals, 1000):
                 if number in (signal.SIGTERM, signal.SIGINT):
-                    self._begin_stop(number)
+                    self._obey_stop(number)
                 elif number == signal.SIGHUP:
+                    self._plan.supervisor.reloading()
                     self._reopen_log()
                     self._send_keys()
+                    self._plan.supervisor.ready("serving")
         self._reap()
 
-    def _begin_stop(self, number: int) -> None:
-        if self._stop_at is not None:
-            return
-        log.info("stopping on %s", signal.Signals(number).name)
+    def _obey_stop(self, number: int) -> None:
+        if self._stop_at is None:
+            log.info("stopping on %s", signal.Signals(number).name)
+            self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        self._plan.supervisor.stopping()
         self._stop_at = time.monotonic() + self._plan.stop_timeout
         self._plan.close_listeners()
         self._server.due = self._auth.due = None
@@ -287,6 +296,9 @@ class Monitor:
             self._chores.ended(child.identity, died=status != 0)
             self._serve_queue()
             return
+        if self._plan.once and child is self._server.child and not self.stopping:
+            self._status = 0 if status == 0 else SOFTWARE
+            self._begin_stop()
         if not self._started and self._failure is None and not self.stopping:
             how = children.how_it_ended(status)
             self._failure = Fatal(SOFTWARE, f"{child.name} cannot start: {how}")

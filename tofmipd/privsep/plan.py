@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import Keys
+from tofmipd.systemd import Supervisor
 
 # A child that lived longer than this is replaced at once; else the pause doubles up to a limit.
 _QUICK_DEATH_SECONDS = 5
@@ -24,6 +25,7 @@ class Plan:
     ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
     worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
     ``outboxes`` is the directory of all outboxes, "" for none.
+    ``supervisor`` hears how the service is.  With ``once`` all ends when the server does.
     ``keys`` are files for the server that only root may read, None for none.
     """
 
@@ -39,6 +41,8 @@ class Plan:
     close_listeners: Callable[[], None]
     keys: Keys | None = None
     outboxes: str = ""
+    supervisor: Supervisor = field(default_factory=lambda: Supervisor({}))
+    once: bool = False
 
 
 class Post:

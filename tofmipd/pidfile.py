@@ -1,0 +1,65 @@
+"""The file with the daemon's process id, which is locked as long as the daemon runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from tofmipd.errors import CANT_CREATE, UNAVAILABLE, Fatal
+
+
+class PidFile:
+    """Takes the file at once, so that there is one daemon for it.  Raises Fatal.
+
+    The lock belongs to all who have the open file: children close it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor = _locked(path)
+        while not self._is_there():
+            # Who had it has removed it just before it was locked.
+            os.close(self._descriptor)
+            self._descriptor = _locked(path)
+
+    def write(self) -> None:
+        """The calling process is the daemon from now on.  Raises Fatal."""
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+            # Whatever the umask is, a script must be able to read it.
+            os.fchmod(self._descriptor, 0o644)
+        except OSError as error:
+            text = f"cannot write the pid file {self._path}: {error.strerror}"
+            raise Fatal(CANT_CREATE, text) from None
+
+    def remove(self) -> None:
+        """The daemon is gone.  Where somebody has put another file there, that stays."""
+        with contextlib.suppress(OSError):
+            if self._is_there():
+                os.unlink(self._path)
+        os.close(self._descriptor)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+
+def _locked(path: str) -> int:
+    """A descriptor of the file, which this process has now.  Raises Fatal."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise Fatal(CANT_CREATE, f"cannot write the pid file {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        text = f"tofmipd is running already, pid {pid}, says {path}"
+        raise Fatal(UNAVAILABLE, text) from None
+    return descriptor
