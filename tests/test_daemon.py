@@ -13,7 +13,7 @@ import time
 import pytest
 from fakes import wait_for
 
-from tofmipd import daemon
+from tofmipd import background, daemon, renewal
 from tofmipd.errors import CANT_CREATE, CONFIG, UNAVAILABLE, Fatal
 from tofmipd.settings import Listen, Person, Scripts, Settings
 
@@ -31,7 +31,7 @@ def free(*, ipv6: bool = False) -> Listen:
 def test_all_places_are_announced(tmp_path, capsys):
     """TO-18."""
     made = settings(tmp_path, free(), free(ipv6=True))
-    sockets = daemon.listen(made)
+    sockets = renewal.listen(made)
     daemon.announce(sockets)
     printed = capsys.readouterr()
     ports = [sock.getsockname()[1] for sock in sockets]
@@ -51,7 +51,7 @@ def test_when_one_place_cannot_be_had_the_others_are_given_back(tmp_path):
         place = Listen("127.0.0.1", taken.getsockname()[1])
         made = settings(tmp_path, Listen("127.0.0.1", port), place, port_hint="--somehow")
         with pytest.raises(Fatal) as caught:
-            daemon.listen(made)
+            renewal.listen(made)
     assert caught.value.status == UNAVAILABLE
     expected = f"cannot listen on {place}: Address already in use; choose another with --somehow"
     assert str(caught.value) == expected
@@ -74,7 +74,7 @@ def test_a_log_file_that_cannot_be_written_is_named(tmp_path):
 def test_a_signal_can_be_read_as_its_number():
     number = signal.SIGUSR1
     before = signal.getsignal(number)
-    reader = daemon.catch_signals(number)
+    reader = background.catch_signals(number)
     try:
         os.kill(os.getpid(), number)
         assert os.read(reader, 1) == bytes([number])
@@ -88,7 +88,7 @@ def test_a_signal_can_be_read_as_its_number():
 
 BACKGROUND = """
 import os, signal, sys, time
-from tofmipd.daemon import Background, detach
+from tofmipd.background import Background, detach
 from tofmipd.errors import Fatal
 
 sys.stdout.write("before ")
@@ -163,13 +163,13 @@ def test_a_script_that_cannot_be_run_is_found_at_the_start(tmp_path, field, lett
     path = tmp_path / "script"
     for words in (f"{path} is not there; {letter} names", "cannot be executed (chmod 755)"):
         with pytest.raises(Fatal) as caught:
-            daemon.check_scripts(Scripts(**{field: str(path)}))
+            renewal.check_scripts(Scripts(**{field: str(path)}))
         assert caught.value.status == CONFIG
         assert words in str(caught.value)
         path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
-    daemon.check_scripts(Scripts(**{field: str(path)}))
+    renewal.check_scripts(Scripts(**{field: str(path)}))
 
 
 def test_without_scripts_there_is_nothing_to_find():
-    daemon.check_scripts(Scripts())
+    renewal.check_scripts(Scripts())

@@ -27,6 +27,8 @@ from tofmipd import cli, errors, options
 from tofmipd.auth.certificates import Certificates
 from tofmipd.auth.credentials import Certificate, Verdict
 from tofmipd.commands import inject
+from tofmipd.commands.effective import as_text
+from tofmipd.given import NOT_IN_FILE, from_file
 from tofmipd.privsep import errands, outbound
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import Reply
@@ -217,7 +219,7 @@ def test_groups_have_the_titles_and_examples_of_the_help():
 def test_a_default_is_the_one_in_the_page(action):
     if isinstance(action.default, bool):
         pytest.skip("a flag")
-    shown = str(action.default).removesuffix(".0")
+    shown = as_text(action, action.default)
     assert re.search(rf"Default:\s+(?:\.Li )?{re.escape(shown)}[\s.,(]", entry_of(action))
 
 
@@ -310,7 +312,7 @@ def test_every_log_line_is_in_the_page(line):
 
 def test_every_variable_that_the_daemon_reads_is_in_the_page_and_no_other():
     text = section(read_page("tofmipd.8"), "ENVIRONMENT").partition("No other variable")[0]
-    read = re.findall(r'environ\.get\("(\w+)"', (ROOT / "tofmipd/cli.py").read_text())
+    read = re.findall(r'environ(?:\.get|ment)\("(\w+)"', (ROOT / "tofmipd/cli.py").read_text())
     # USER is for a uid without an account.
     assert {head.removeprefix("Ev ") for head in items(text)} == {*read} - {"USER"}
 
@@ -445,6 +447,31 @@ def test_the_examples_of_a_configuration_work(tmp_path):
     assert (two.username, two.hmac_bytes, two.smtpssl) == ("you", 5, True)
     assert (two.smtpauth_password, two.tags_dated) == ("12%34", ("until", "dated"))
     assert two.added_headers_client == (("X-Primary-Address", "you@example.org"),)
+
+
+def test_the_example_of_the_daemons_file_works():
+    page = section(read_page("tofmipd.conf.5"), "THE FILE OF THE DAEMON")
+    example, _ = literal_blocks(page)
+    made = from_file(options.make_parser(), "conf", example)
+    assert made.faults == ()
+    given_there = made.options
+    assert [place.mode for place in given_there.proxyport] == ["ssl", "on"]
+    assert (given_there.spool, given_there.log_file) == (True, "/var/log/my mail.log")
+    assert [spec.kind for spec in given_there.sources] == ["pam"]
+
+
+def test_what_is_said_of_faults_of_the_daemons_file_is_in_the_page():
+    page = section(read_page("tofmipd.conf.5"), "THE FILE OF THE DAEMON")
+    said = literal_blocks(page)[1].splitlines()
+    text = "\n\nszie 3\nspool maybe\n"
+    made = from_file(options.make_parser(), "/etc/tofmipd.conf", text)
+    assert [str(fault) for fault in made.faults] == said
+
+
+def test_what_the_daemons_file_cannot_have_is_in_the_page():
+    page = section(read_page("tofmipd.conf.5"), "THE FILE OF THE DAEMON")
+    (line,) = re.findall(r"command line only:\n\.Fl (.*) \.\n", page)
+    assert line.split(" , ") == sorted(f"-{name}" for name in NOT_IN_FILE)
 
 
 # What was good in Python 2; the line that the page names is the last one of it.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tofmipd import cli, configfile
+from tofmipd.commands.effective import effective
+from tofmipd.given import from_file, in_file
+from tofmipd.options import make_parser
 from tofmipd.privsep.errands import Errands
 from tofmipd.privsep.senders import parse_senders
 from tofmipd.tmda import header
@@ -98,6 +104,42 @@ def test_the_example_of_senders_allows_what_its_comments_say(login, address, all
     patterns = parse_senders("senders", (ETC / "senders").read_bytes())[login]
     assert (patterns.first(address.encode()) is not None) == allowed
     assert caplog.messages == []
+
+
+# The daemon's options
+
+
+def options_of_the_example():
+    """Name, value and the comment above of each option that is commented out."""
+    text = (ETC / "tofmipd.conf").read_text()
+    return re.findall(r"^((?:# .*\n)*)(?:#\S.*\n)*?#([a-z][a-z0-9-]*) (.*)$", text, re.MULTILINE)
+
+
+def in_force(monkeypatch):
+    """Values of root's daemon without any option."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    settings, given = cli.attempt(["--config=none"])
+    lines = [line for line in effective(settings, given) if not line.startswith("# ")]
+    return dict(line.removesuffix("  # default").split(" ", 1) for line in lines)
+
+
+def test_the_example_has_every_option_that_a_file_can_have_and_no_other():
+    names = [name for _, name, _ in options_of_the_example()]
+    assert sorted(names) == sorted(in_file(make_parser()))
+
+
+def test_the_example_has_the_defaults_and_says_where_there_is_none(monkeypatch):
+    defaults = in_force(monkeypatch) | {"background": "yes"}
+    for comment, name, value in options_of_the_example():
+        assert from_file(make_parser(), "conf", f"{name} {value}").faults == ()
+        if name in defaults:
+            assert value == defaults[name]
+        else:
+            assert "# Default: none" in comment or name == "ssl-key", name
+
+
+def test_the_example_as_it_is_says_nothing():
+    assert configfile.parse((ETC / "tofmipd.conf").read_text()) == ([], [])
 
 
 def test_each_example_is_named_in_the_list_of_them():

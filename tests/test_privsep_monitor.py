@@ -35,7 +35,7 @@ class Court:
     auth: Channel
 
     def turn(self) -> None:
-        child = self.monitor._server.child
+        child = self.monitor._crew.server.child
         assert child is not None
         self.monitor._read(child)
 
@@ -59,7 +59,7 @@ def court() -> Iterator[Court]:
     signals, writer = os.pipe()
     monitor = Monitor(plan, signals)
     others = []
-    for post in (monitor._server, monitor._auth):
+    for post in (monitor._crew.server, monitor._crew.auth):
         ours, theirs = Channel.pair()
         ours.never_wait()
         post.child = Child(post.birth.name, NOBODY - len(others), ours)
@@ -86,9 +86,9 @@ def test_all_that_auth_has_said_is_heard_before_a_session_asks(court: Court) -> 
     assert last > 100
     court.server.send(Control(Kind.GRANT, last).encode())
     court.turn()
-    assert court.monitor._offences == 0
-    assert court.monitor._sessions[last] == Identity("anna", "anna")
-    assert [session for _, session in court.monitor._queue] == [last]
+    assert court.monitor._crew.offences == 0
+    assert court.monitor._crew.sessions[last] == Identity("anna", "anna")
+    assert [session for _, _, session in court.monitor._queue] == [last]
 
 
 def test_what_is_queued_behind_a_breach_is_not_obeyed(court: Court) -> None:
@@ -105,7 +105,7 @@ def test_a_session_that_has_proved_nothing_is_refused(court: Court) -> None:
     court.turn()
     frame = decode_control(court.server.receive(CONTROL_LIMIT_OCTETS), TO_SERVER)
     assert (frame.kind, frame.number) == (Kind.REFUSED, 5)
-    assert court.monitor._offences == 1
+    assert court.monitor._crew.offences == 1
 
 
 # Lines of workers for the log.
@@ -204,7 +204,7 @@ def test_a_worker_says_less_than_the_monitor_bears() -> None:
 def test_nobody_but_a_worker_has_lines_for_the_log(who: str, court: Court, caplog) -> None:
     channel = getattr(court, who)
     channel.send(Control(Kind.LINE, 20, ("forged",)).encode())
-    child = getattr(court.monitor, f"_{who}").child
+    child = getattr(court.monitor._crew, who).child
     court.monitor._read(child)
     assert child.distrusted
     assert "forged" not in caplog.text
@@ -222,7 +222,8 @@ def started(court: Court, monkeypatch: pytest.MonkeyPatch) -> list[Identity]:
 
 
 def with_places(court: Court, count: int) -> None:
-    court.monitor._plan = dataclasses.replace(court.monitor._plan, max_workers=count)
+    crew = court.monitor._crew
+    crew.plan = dataclasses.replace(crew.plan, max_workers=count)
 
 
 def test_a_worker_is_started_for_an_outbox_in_which_something_is_due(
@@ -242,7 +243,7 @@ def test_sessions_go_first(court: Court, started: list[Identity]) -> None:
     court.monitor._keep_time()
     with_places(court, 5)
     court.auth.send(Control(Kind.PROVED, 1, ("ben", "ben")).encode())
-    court.monitor._queue.append((time.monotonic() + 100, 1))
+    court.monitor._queue.append((time.monotonic() + 100, court.monitor._crew, 1))
     court.monitor._chores._due = {ANNA: 0.0}
     court.monitor._keep_time()
     assert started == []

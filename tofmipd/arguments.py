@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tofmipd.errors import USAGE
 from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Place, Rate
@@ -24,7 +24,9 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Ends with status 64 (EX_USAGE) and one line; names the nearest option to an unknown one."""
 
-    def __init__(self, prog: str, description: str, usage: str) -> None:
+    def __init__(
+        self, prog: str, description: str, usage: str, *, exit_on_error: bool = True
+    ) -> None:
         super().__init__(
             prog=prog,
             usage=usage,
@@ -32,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Format,
             allow_abbrev=False,
             add_help=False,
+            exit_on_error=exit_on_error,
         )
         self._optionals.title = "options"
 
@@ -49,6 +52,36 @@ class Parser(argparse.ArgumentParser):
         options = self.parse_intermixed_args(arguments[:end])
         options.words += arguments[end + 1 :]
         return options
+
+    @property
+    def table(self) -> list[argparse.Action]:
+        """All options, in the order of the help."""
+        return list(self._actions)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {action.dest: action.default for action in self._actions} | self._defaults
+
+    def given(self, arguments: list[str]) -> argparse.Namespace:
+        """What is said there; None stands for all that is not.  Raises ValueError.
+
+        The parser is one that does not exit on errors.
+        """
+        options = argparse.Namespace(**dict.fromkeys(self.defaults))
+        try:
+            options, unknown = self.parse_known_args(arguments, options)
+        except argparse.ArgumentError as error:
+            raise ValueError(str(error)) from None
+        if unknown:
+            raise ValueError(self._unknown(unknown[0]))
+        return options
+
+    def take(self, options: argparse.Namespace, name: str, value: str) -> None:
+        """As if ``--name=value`` were said after what is in ``options``.  Raises ValueError."""
+        try:
+            self.parse_known_args([f"--{name}={value}"], options)
+        except argparse.ArgumentError as error:
+            raise ValueError(error.message) from None
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]

@@ -15,22 +15,23 @@ import pwd
 import socket
 import sys
 import traceback
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 from tofmipd import __version__
-from tofmipd.arguments import Parser
-from tofmipd.errors import CANT_CREATE, PERMISSION, SOFTWARE, USAGE, Fatal
+from tofmipd.configfile import read as read_config
+from tofmipd.contradictions import contradictions, listeners
+from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, USAGE, Fatal
+from tofmipd.given import Fault, Given, from_command_line, from_file, merged
 from tofmipd.options import COMMANDS, make_parser
 from tofmipd.programs import PATH
 from tofmipd.settings import (
-    DEFAULT_PORT,
-    TLS_MODES,
     EncryptionSettings,
     GlobalMode,
     Limits,
-    Listen,
     NextHopLimits,
+    Options,
     Person,
     ProgramLimits,
     Queue,
@@ -59,7 +60,8 @@ def _main(arguments: list[str]) -> int:
         _flush()
         return status
     except Fatal as error:
-        print(f"tofmipd: {error}", file=sys.stderr)
+        for line in error.lines:
+            print(f"tofmipd: {line}", file=sys.stderr)
         return error.status
     except BrokenPipeError:
         # Whoever read this has enough; the interpreter would complain when it flushes once more.
@@ -113,24 +115,91 @@ def _run(arguments: list[str]) -> int:
     settings = settings_from(arguments)
     from tofmipd import daemon
 
-    return daemon.run(settings)
+    directory = os.getcwd()
+    return daemon.run(settings, again=lambda: _options(arguments, directory))
+
+
+def _options(arguments: list[str], directory: str) -> Options:
+    """As they are now.  Raises Fatal."""
+    gathered = gather(arguments, directory)
+    return Options(gathered.settings, vars(gathered.given.options))
 
 
 def settings_from(arguments: list[str]) -> Settings:
-    """The daemon's settings.  Raises Fatal; ends the program for usage errors."""
-    parser = make_parser()
-    options = parser.parse_known(arguments)
-    _answer_at_once(parser, options)
-    _refuse_contradictions(parser, options)
-    _refuse_bad_remotes(options)
-    return _settings(options)
+    """The daemon's settings.  Raises Fatal; ends the program for ``--help`` and the like."""
+    _answer_at_once(arguments)
+    return gather(arguments).settings
 
 
-def _answer_at_once(parser: Parser, options: argparse.Namespace) -> None:
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What command line and configuration file come to, and where all of it was said."""
+
+    settings: Settings
+    given: Given
+
+
+def gather(arguments: list[str], directory: str = "") -> Gathered:
+    """Read the configuration file and put it together with the command line.
+
+    Relative paths of the command line begin at ``directory``, "" for the current one; so a daemon
+    that has left it can ask again.  Raises Fatal with all faults.
+    """
+    settings, given = attempt(arguments, directory)
+    if given.faults or settings is None:
+        statuses = {fault.status for fault in given.faults}
+        status = statuses.pop() if len(statuses) == 1 else CONFIG
+        raise Fatal(status, "\n".join(map(str, given.faults)))
+    return Gathered(settings, given)
+
+
+def attempt(arguments: list[str], directory: str = "") -> tuple[Settings | None, Given]:
+    """The same, whatever is wrong: what is said without lines of the file that have a fault.
+
+    No settings where options contradict each other.  Raises Fatal for the command line, and for a
+    file that cannot be read.
+    """
+    parser = _parser()
+    try:
+        said = from_command_line(parser, arguments, directory)
+    except ValueError as error:
+        raise Fatal(USAGE, str(error)) from None
+    who = person()
+    path = _config_file(said.options, who, directory)
+    text = read_config(path, named=said.options.config is not None) if path else None
+    given = merged(parser, said, from_file(parser, path, text or ""))
+    given.options.config_file = path if text is not None else ""
+    faults = tuple(_faults(given, who))
+    if faults:
+        return None, given._replace(faults=given.faults + faults)
+    return _settings(given.options, who, directory), given
+
+
+_parser = functools.cache(make_parser)
+
+
+def _config_file(options: argparse.Namespace, who: Person, directory: str) -> str:
+    """ "" for none."""
+    if options.config is not None:
+        return "" if options.config == "none" else absolute(options.config, who.home, directory)
+    if _is_global(options):
+        return "/etc/tofmipd.conf"
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    # Another one than a whole path does not count (XDG Base Directory Specification).
+    return f"{base if base.startswith('/') else who.home + '/.config'}/tofmipd.conf"
+
+
+def _answer_at_once(arguments: list[str]) -> None:
+    """Without any file: what is wrong in one must not keep anybody from being told."""
+    parser = _parser()
+    try:
+        options = parser.given(arguments)
+    except ValueError as error:
+        raise Fatal(USAGE, str(error)) from None
     if options.help:
         sys.stdout.write(parser.format_help())
     elif options.full_version:
-        print(full_version(_global_mode_of(options)))
+        print(full_version(_global_mode_of(argparse.Namespace(**parser.defaults | _said(options)))))
     elif options.version:
         print(f"tofmipd {__version__}")
     else:
@@ -139,56 +208,46 @@ def _answer_at_once(parser: Parser, options: argparse.Namespace) -> None:
     sys.exit(0)
 
 
-def _refuse_contradictions(parser: Parser, options: argparse.Namespace) -> None:
-    if options.tls is not None and options.tls not in TLS_MODES:
-        parser.error(f"--tls takes one of {', '.join(TLS_MODES)}, e.g. --tls=on")
-    if options.configdir and options.vhome_script:
-        parser.error("-c and -S exclude each other")
-    if options.ssl and options.tls:
-        parser.error("--ssl and --tls exclude each other; -p HOST:PORT,ssl is for one listener")
-    certificates = len(options.ssl_cert), len(options.ssl_key)
-    if certificates[0] != certificates[1]:
-        parser.error("each --ssl-cert needs its --ssl-key, and the other way round")
-    encrypted = [spec for spec in _listeners(options) if spec.mode != "plain"]
-    if encrypted and not options.ssl_cert:
-        parser.error("--ssl and --tls need both --ssl-cert and --ssl-key")
-    others = options.ssl_cert or options.ssl_sni_dir or options.ssl_client_ca or options.ciphers
-    # Sockets that systemd passes have modes of their own.
-    if others and not encrypted and "LISTEN_FDS" not in os.environ:
-        parser.error("certificates and ciphers are of no use without --ssl or --tls=MODE")
-    if (options.relay_tls or options.relay_ca) and not options.relay:
-        parser.error("--relay-tls and --relay-ca are of no use without --relay")
-    if options.relay_ca and options.relay_tls not in (None, "verify"):
-        parser.error("--relay-ca is of no use unless certificates are verified")
+def _said(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(options).items() if value is not None}
 
 
-def _listeners(options: argparse.Namespace) -> tuple[Listen, ...]:
-    """Where to listen, each with its mode."""
-    mode = "ssl" if options.ssl else options.tls or "plain"
-    asked = [*options.proxyport, *options.ipv6proxyport] or [
-        Listen("localhost", DEFAULT_PORT, mode="")
-    ]
-    return tuple(spec._replace(mode=spec.mode or mode) for spec in asked)
+def _faults(given: Given, who: Person) -> Iterator[Fault]:
+    """What is wrong with options that can all be understood."""
+    options = given.options
+    for text, names in contradictions(options, activated=_is_activated()):
+        yield given.fault(text, names)
+    for index, source in enumerate(options.sources):
+        fault = _fault_of_remote(source.argument) if source.kind == "remote" else ""
+        if fault:
+            yield given.fault(f"-R: {fault}", ["sources"], index)
+    fault = _fault_of_mechanisms(options.mechanisms)
+    if fault:
+        yield given.fault(f"--mechanisms: {fault}", ["mechanisms"])
+    if not _is_global(options) and options.username not in ("", who.name):
+        text = f"only root can run as -u {options.username}; start as root"
+        yield given.fault(text, ["username"], status=PERMISSION)
 
 
-def _refuse_bad_remotes(options: argparse.Namespace) -> None:
-    for source in options.sources:
-        if source.kind == "remote":
-            _refuse_bad_remote(source.argument)
+@functools.cache
+def _is_activated() -> bool:
+    """Whether systemd passes sockets; asked for the first time before they are taken."""
+    return "LISTEN_FDS" in os.environ
 
 
-def _refuse_bad_remote(url: str) -> None:
+def _fault_of_remote(url: str) -> str:
+    """ "" for none."""
     from tofmipd.auth.remote import remote_server
 
     try:
         remote_server(url)
     except ValueError as error:
-        raise Fatal(USAGE, f"-R: {error}") from None
+        return str(error)
+    return ""
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    who = person()
-    mode = _global_mode(options, who)
+def _settings(options: argparse.Namespace, who: Person, directory: str) -> Settings:
+    mode = _global_mode_of(options) if _is_global(options) else None
     default = "/etc/tofmipd" if mode else f"{who.home}/.tmda/tofmipd"
     sources = tuple(
         spec if spec.kind != "file" else SourceSpec("file", absolute(spec.argument, who.home))
@@ -211,10 +270,15 @@ def _settings(options: argparse.Namespace) -> Settings:
     next_hop = NextHopLimits(
         options.nexthop_connect_timeout, options.nexthop_timeout, options.nexthop_dot_timeout
     )
+
+    def of_environment(name: str) -> str:
+        return absolute(os.environ.get(name, ""), who.home, directory)
+
     return Settings(
         person=who,
         global_mode=mode,
-        listen=_listeners(options),
+        config_file=options.config_file,
+        listen=listeners(options),
         authfile=absolute(options.authfile or default, who.home),
         sources=sources,
         remote_ca=absolute(options.remoteauth_ca, who.home),
@@ -224,10 +288,9 @@ def _settings(options: argparse.Namespace) -> Settings:
         ipauthmap="/etc/ipauthmap" if mode else f"{who.home}/.tmda/ipauthmap",
         configdir=absolute(options.configdir, who.home),
         # What root's environment says of files is said for all users, or for none.
-        site_config=absolute(os.environ.get("GLOBAL_TMDARC", ""), who.home)
-        or Settings(who).site_config,
-        user_config="" if mode else absolute(os.environ.get("TMDARC", ""), who.home),
-        user_filter="" if mode else absolute(os.environ.get("TMDA_FILTER_OUTGOING", ""), who.home),
+        site_config=of_environment("GLOBAL_TMDARC") or Settings(who).site_config,
+        user_config="" if mode else of_environment("TMDARC"),
+        user_filter="" if mode else of_environment("TMDA_FILTER_OUTGOING"),
         scripts=_scripts(options, who),
         host_name=host_name(),
         foreground=options.foreground,
@@ -260,15 +323,17 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _mechanisms(text: str) -> tuple[str, ...]:
-    """Raises Fatal."""
+    return tuple(name.upper() for name in text.replace(",", " ").split())
+
+
+def _fault_of_mechanisms(text: str) -> str:
+    """ "" for none."""
+    if not text:
+        return ""
     from tofmipd.smtp.sasl import MECHANISMS
 
-    names = tuple(name.upper() for name in text.replace(",", " ").split())
-    for name in names:
-        if name not in MECHANISMS:
-            known = ", ".join(MECHANISMS)
-            raise Fatal(USAGE, f"--mechanisms: there is no {name!r}; there are {known}")
-    return names
+    unknown = [name for name in _mechanisms(text) if name not in MECHANISMS]
+    return f"there is no {unknown[0]!r}; there are {', '.join(MECHANISMS)}" if unknown else ""
 
 
 def _sender_check(options: argparse.Namespace, who: Person, mode: GlobalMode | None) -> SenderCheck:
@@ -304,13 +369,8 @@ def _encryption(options: argparse.Namespace, who: Person) -> EncryptionSettings:
     )
 
 
-def _global_mode(options: argparse.Namespace, who: Person) -> GlobalMode | None:
-    """None for a personal daemon.  Raises Fatal."""
-    if os.getuid() != 0 or options.personal:
-        if options.username and options.username != who.name:
-            raise Fatal(PERMISSION, f"only root can run as -u {options.username}; start as root")
-        return None
-    return _global_mode_of(options)
+def _is_global(options: argparse.Namespace) -> bool:
+    return os.getuid() == 0 and not options.personal
 
 
 def _global_mode_of(options: argparse.Namespace) -> GlobalMode:
@@ -329,11 +389,12 @@ def _scripts(options: argparse.Namespace, who: Person) -> Scripts:
     )
 
 
-def absolute(path: str, home: str) -> str:
-    """A path as a person writes it, "" for none: ``~`` is the home directory."""
+def absolute(path: str, home: str, directory: str = "") -> str:
+    """A path as a person writes it, "" for none: ``~`` is the home directory, and others begin at
+    ``directory``, "" for the current one."""
     if path == "~" or path.startswith("~/"):
         path = home + path[1:]
-    return os.path.abspath(path) if path else ""
+    return os.path.abspath(os.path.join(directory, path)) if path else ""
 
 
 def person() -> Person:

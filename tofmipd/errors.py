@@ -1,4 +1,4 @@
-"""Errors that end the program: one line for the person, a status from sysexits.h."""
+"""Errors that end the program: a line for each fault, a status from sysexits.h."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ CONFIG = os.EX_CONFIG
 
 
 class Fatal(Exception):
-    """The program cannot go on; ``str()`` is one line that says what to do."""
+    """The program cannot go on; ``str()`` says what to do, in one line for each fault."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+    @property
+    def lines(self) -> list[str]:
+        return str(self).split("\n")

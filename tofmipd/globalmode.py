@@ -23,7 +23,7 @@ from tofmipd.auth.files import SourceFileError
 from tofmipd.auth.saslprep import import_tables
 from tofmipd.auth.sources import attempted, chain_of
 from tofmipd.encrypted import Encryption
-from tofmipd.errors import CONFIG, Fatal
+from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
 from tofmipd.handoff.smtp import Pool
 from tofmipd.onesession import Connection
 from tofmipd.privsep import attempts, confine, linux
@@ -31,19 +31,21 @@ from tofmipd.privsep.accounts import Admission, NoAccount
 from tofmipd.privsep.authserver import AuthServer, Files
 from tofmipd.privsep.channel import Channel
 from tofmipd.privsep.children import Birth, end_with_monitor
+from tofmipd.privsep.directories import make_private
 from tofmipd.privsep.drop import Rights, become
 from tofmipd.privsep.frames import Control, Kind
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import Keys, reader_of
 from tofmipd.privsep.logins import Logins
 from tofmipd.privsep.offer import Offer
-from tofmipd.privsep.outboxes import OutboxError, make_own
+from tofmipd.privsep.outboxes import OutboxError, make_base, make_own
 from tofmipd.privsep.personal import quota_of, throttle_of
-from tofmipd.privsep.plan import Plan
+from tofmipd.privsep.plan import Change, Plan
 from tofmipd.privsep.remote import RemoteGate
 from tofmipd.privsep.users import User, house, retries_of, user_of
 from tofmipd.privsep.virtualdomains import VirtualDomains
 from tofmipd.privsep.worker import Shipping, Worker
+from tofmipd.renewal import Renewal, check_scripts, close, listen
 from tofmipd.server import Listener, Service, service_of
 from tofmipd.settings import GlobalMode, Settings
 from tofmipd.systemd import Supervisor
@@ -72,6 +74,7 @@ class GlobalDaemon:
     sockets: tuple[socket.socket, ...]
     monitor: int
     supervisor: Supervisor
+    renewal: Renewal
     connection: Connection | None = None
     # Not empty once there has been a server: who replaces it serves with what there is.
     begun: list[bool] = field(default_factory=list)
@@ -106,7 +109,39 @@ class GlobalDaemon:
             outboxes="" if self.connection is not None else settings.outbox,
             supervisor=self.supervisor,
             once=self.connection is not None,
+            reload=self._reload,
         )
+
+    def _reload(self) -> Change | None:
+        """Called in the monitor.  Raises Fatal."""
+        changed = self.renewal.changed()
+        if changed is None:
+            return None
+        settings, before = changed.settings, self.settings
+        check_scripts(settings.scripts)
+        make_places(settings, self.rights)
+        sockets = listen(settings, zip(before.listen, self.sockets, strict=True))
+        successor = dataclasses.replace(
+            self,
+            settings=settings,
+            mode=settings.global_mode or self.mode,
+            sockets=tuple(sockets),
+            begun=[],
+            offer=Offer(frozenset()),
+        )
+        # Children have it from their birth.
+        _set_log_levels(settings)
+
+        def applied() -> None:
+            successor.begun.append(True)
+            self.renewal.take(changed)
+            close(self.sockets, but=sockets)
+
+        def given_up() -> None:
+            _set_log_levels(before)
+            close(sockets, but=self.sockets)
+
+        return Change(successor.plan(), applied, given_up)
 
     def _descriptors(self) -> tuple[int, ...]:
         """Those that the server serves."""
@@ -180,28 +215,49 @@ class GlobalDaemon:
             quota,
         )
         service = service_of(settings, gate, encryption.encrypt)
-        stop = threading.Event()
-        threading.Thread(target=gate.obey, args=(stop.set,), daemon=True).start()
-        control.send(Control(Kind.READY).encode())
+        stop, retire = threading.Event(), threading.Event()
+
+        def obey_stop() -> None:
+            stop.set()
+            service.begin_stop()
+            retire.set()
+
+        threading.Thread(target=gate.obey, args=(obey_stop, retire.set), daemon=True).start()
         if self.connection is not None:
+            control.send(Control(Kind.READY).encode())
             self._serve_one(self.connection, service, stop)
         else:
-            self._serve_all(service, stop)
+            self._serve_all(
+                service, stop, retire, lambda: control.send(Control(Kind.READY).encode())
+            )
         if quota is not None:
             quota.close()
         return 0
 
-    def _serve_all(self, service: Service, stop: threading.Event) -> None:
+    def _serve_all(
+        self,
+        service: Service,
+        stop: threading.Event,
+        retire: threading.Event,
+        ready: Callable[[], None],
+    ) -> None:
         listeners = [
             Listener(sock, service, where.mode)
             for where, sock in zip(self.settings.listen, self.sockets, strict=True)
         ]
         for listener in listeners:
             listener.start()
-        stop.wait()
-        service.begin_stop()
-        for listener in listeners:
-            listener.stop()
+        ready()
+        retire.wait()
+        if not stop.is_set():
+            service.retire()
+            for listener in listeners:
+                # Its successor listens on.
+                listener.retire()
+            service.drain()
+        else:
+            for listener in listeners:
+                listener.stop()
         if not service.stop():
             log.warning("some sessions did not end in time and are cut off")
 
@@ -319,6 +375,20 @@ class GlobalDaemon:
         except OutboxError as error:
             return os.devnull, str(error)
         return path, ""
+
+
+def make_places(settings: Settings, rights: Rights) -> None:
+    """The directories of outboxes and limits.  Raises Fatal."""
+    try:
+        make_base(settings.outbox)
+    except OutboxError as error:
+        raise Fatal(CANT_CREATE, str(error)) from None
+    if settings.quotas.given:
+        make_private(os.path.dirname(settings.quotas.file), rights)
+
+
+def _set_log_levels(settings: Settings) -> None:
+    log_module.set_levels(debug=settings.debug, log=settings.log, quiet=settings.quiet)
 
 
 def _failed(control: Channel, text: str, status: int = CONFIG) -> int:

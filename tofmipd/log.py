@@ -103,10 +103,14 @@ def set_up(
     root = logging.getLogger("tofmipd")
     replace_handler(handler)
     root.propagate = False
-    level = logging.WARNING if quiet else logging.INFO
-    root.setLevel(logging.DEBUG if debug or log else level)
-    logging.getLogger(TRACE).setLevel(logging.DEBUG if debug else logging.CRITICAL)
+    set_levels(debug=debug, log=log, quiet=quiet)
     logging.raiseExceptions = False
+
+
+def set_levels(*, debug: bool, log: bool, quiet: bool) -> None:
+    level = logging.WARNING if quiet else logging.INFO
+    logging.getLogger("tofmipd").setLevel(logging.DEBUG if debug or log else level)
+    logging.getLogger(TRACE).setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
 def reaches_somebody() -> bool:

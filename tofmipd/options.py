@@ -26,6 +26,7 @@ from tofmipd.settings import (
     Limits,
     NextHopLimits,
     ProgramLimits,
+    Queue,
     Scripts,
     SourceSpec,
 )
@@ -34,6 +35,7 @@ from tofmipd.settings import (
 COMMANDS = {
     "init": "make what a first mail needs: key, configuration, filter, password",
     "test": "send one mail through a running tofmipd",
+    "check": "say what is wrong with options and files, or what is in force",
     "user": "add, change, list, try and remove users of a password file",
     "queue": "list, show, try and remove what waits for the next hop",
     "keygen": "make a key for tagged addresses",
@@ -51,6 +53,7 @@ An authenticated SMTP submission proxy.  A mail client logs in; the sender's add
 tagged for each recipient as ~/.tmda says; the real mail server gets the message."""
 
 _LIMITS, _NEXT_HOP, _PROGRAMS, _GLOBAL = Limits(), NextHopLimits(), ProgramLimits(), GlobalMode()
+_QUEUE = Queue()
 
 
 _KINDS = {"authfile": "file", "remoteauth": "remote", "authprog": "program", "pamauth": "pam"}
@@ -68,12 +71,12 @@ class _AddSource(argparse.Action):
     ) -> None:
         kind = _KINDS[self.dest]
         setattr(namespace, self.dest, values)
-        namespace.sources = [*namespace.sources, SourceSpec(kind, str(values))]
+        namespace.sources = [*(namespace.sources or ()), SourceSpec(kind, str(values))]
 
 
 def make_parser() -> Parser:
     """All options of the daemon, by group."""
-    parser = Parser("tofmipd", _DESCRIPTION, _USAGE)
+    parser = Parser("tofmipd", _DESCRIPTION, _USAGE, exit_on_error=False)
     parser.epilog = "Tools:\n" + "\n".join(f"  {w:<10}{text}" for w, text in COMMANDS.items())
     _add_general(parser)
     _add_connection(parser)
@@ -95,6 +98,12 @@ def _add_general(parser: Parser) -> None:
     add("-h", "--help", action="store_true", help="show this and exit")
     add("-V", dest="full_version", action="store_true", help="show all versions and exit")
     add("--version", action="store_true", help="show the version and exit")
+    add(
+        "--config",
+        metavar="FILE",
+        help="read more options there; none for no file (default: /etc/tofmipd.conf, personally"
+        " ~/.config/tofmipd.conf)",
+    )
     add("-d", "--debug", action="store_true", help="log all, also the dialogue; no secrets")
     add("-L", "--log", action="store_true", help="log all but the dialogue")
     add("--log-file", metavar="FILE", default="", help="log to FILE (default: stderr or syslog)")
@@ -338,14 +347,14 @@ def _add_queue(parser: Parser) -> None:
         "--queue-lifetime",
         metavar="TIME",
         type=duration,
-        default="5d",
+        default=_QUEUE.lifetime,
         help="after it a message goes back to its sender: 12h, 3d (default: 5d)",
     )
     add(
         "--queue-retry",
         metavar="TIME",
         type=duration,
-        default="1m",
+        default=_QUEUE.first_pause,
         help="the first pause between attempts, which doubles up to 4h (default: 1m)",
     )
     add("--queue-warning", action="store_true", help="tell senders of a delay of four hours")

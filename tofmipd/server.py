@@ -35,11 +35,15 @@ CROWDED_LOGIN_SECONDS = 10
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; ``str()`` names it.  ``denied``: for want of rights."""
+    """An address cannot be listened on; ``str()`` names it.
 
-    def __init__(self, text: str, *, denied: bool = False) -> None:
+    ``denied``: for want of rights; ``taken``: somebody else listens there.
+    """
+
+    def __init__(self, text: str, *, denied: bool = False, taken: bool = False) -> None:
         super().__init__(text)
         self.denied = denied
+        self.taken = taken
 
 
 class Service:
@@ -70,6 +74,7 @@ class Service:
         self._encrypt = encrypt
         self._slots = threading.BoundedSemaphore(limits.connections)
         self._stopping = threading.Event()
+        self._retired = False
         self._lock = threading.Lock()
         self._pumps: set[Pump] = set()
         self._by_network: dict[str, int] = {}
@@ -119,9 +124,25 @@ class Service:
         """Take no further session from now on."""
         self._stopping.set()
 
+    def retire(self) -> None:
+        """Take no further session; those that have begun go on."""
+        self._retired = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are sessions."""
+        return bool(self._pumps)
+
+    def drain(self) -> None:
+        """Wait until the last session has ended, or the service is to stop.  It has retired."""
+        for _ in range(self._limits.connections):
+            while not self._slots.acquire(timeout=_POLL_SECONDS):
+                if self._stopping.is_set():
+                    return
+
     def take_slot(self) -> bool:
         """Wait for room for one more session; False when the service stops first."""
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or self._retired):
             if self._slots.acquire(timeout=_POLL_SECONDS):
                 return True
             self.tend()
@@ -219,8 +240,8 @@ def service_of(settings: Settings, gate: Gate, encrypt: Encrypt | None = None) -
     )
 
 
-def bind(listen: Listen) -> socket.socket:
-    """Listen on an address.  Raises ListenError."""
+def bind(listen: Listen, *, listens: bool = True) -> socket.socket:
+    """Listen on an address, or only see whether that can be done.  Raises ListenError."""
     family = socket.AF_INET6 if listen.ipv6 else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -228,12 +249,15 @@ def bind(listen: Listen) -> socket.socket:
         if listen.ipv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((listen.host, listen.port))
-        sock.listen(_BACKLOG)
+        if listens:
+            sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
         denied = isinstance(error, PermissionError)
-        raise ListenError(f"cannot listen on {listen}: {reason}", denied=denied) from None
+        taken = error.errno == errno.EADDRINUSE
+        text = f"cannot listen on {listen}: {reason}"
+        raise ListenError(text, denied=denied, taken=taken) from None
     # A client may be gone again between select and accept.
     sock.setblocking(False)
     return sock
@@ -318,6 +342,10 @@ class Listener(socketserver.ThreadingTCPServer):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
+
+    def retire(self) -> None:
+        """Accept no more; the socket is for somebody else."""
+        self.shutdown()
 
     def start(self) -> None:
         """Accept in a thread of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -244,6 +245,8 @@ class Settings:
     # How the person chooses another port, for the message that one is taken.
     port_hint: str = "-p HOST:PORT"
     global_mode: GlobalMode | None = None
+    # What has been read, "" for none.
+    config_file: str = ""
     authfile: str = ""
     sources: tuple[SourceSpec, ...] = ()
     ipauthmap: str = "/etc/ipauthmap"
@@ -292,3 +295,10 @@ class Settings:
     def all_sources(self) -> tuple[SourceSpec, ...]:
         """Those that were asked for, else the password file."""
         return self.sources or (SourceSpec("file", self.authfile),)
+
+
+class Options(NamedTuple):
+    """Settings, and what they come from: the values of all options by destination."""
+
+    settings: Settings
+    values: Mapping[str, object]

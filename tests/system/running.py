@@ -213,6 +213,7 @@ def tofmipd(
     home: Home,
     *options: str,
     listen: Sequence[str] = ("-p", f"{HOST}:0"),
+    count: int = 0,
     variables: Mapping[str, str] | None = None,
     program: Sequence[str] = (PROGRAM, "--personal"),
     user: int | None = None,
@@ -220,7 +221,8 @@ def tofmipd(
     """A daemon in the foreground, ended by SIGTERM, which it must answer with status 0.
 
     Its log must hold no traceback then.  ``variables`` are added to its clean environment;
-    ``user`` is a uid, also taken as the gid, to run it as.
+    ``user`` is a uid, also taken as the gid, to run it as.  ``count`` is how many places it
+    listens on, if not those of ``listen``.
     """
     log = home.path / f"daemon-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
@@ -238,7 +240,7 @@ def tofmipd(
             extra_groups=None if user is None else [],
         )
     with ending(process):
-        daemon = Daemon(process, log, _places(process, log, len(listen) // 2))
+        daemon = Daemon(process, log, _places(process, log, count or len(listen) // 2))
         yield daemon
         assert daemon.stop() == 0, daemon.text()
     text = log.read_text(errors="replace")

@@ -11,8 +11,8 @@ import pytest
 from clients import logged_in, submit
 from running import HOST, PASSWORD, make_home, run, to_smtp, usual_umask, wait_until
 
-from tofmipd.daemon import check_scripts
 from tofmipd.errors import Fatal
+from tofmipd.renewal import check_scripts
 from tofmipd.settings import Scripts
 
 TO = "x@example.net"

@@ -25,7 +25,14 @@ _SIZES = {name: hashlib.new(name).digest_size for name in scram.HASHES.values()}
 
 
 class PasswordFileError(SourceFileError):
-    """The file cannot be used; ``str()`` says what was found, what is wanted and what mends it."""
+    """The file cannot be used; ``str()`` says what was found, what is wanted and what mends it.
+
+    ``faults`` are all that are wrong, the first one included.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(faults[0])
+        self.faults = faults
 
 
 class Table:
@@ -238,20 +245,24 @@ def _check_status(path: str, status: os.stat_result, owner: int) -> None:
 def _parse(path: str, text: bytes) -> dict[str, Secret]:
     """The last of several lines for one user counts."""
     found: dict[str, Secret] = {}
+    faults = []
     for number, line in enumerate(text.splitlines(), 1):
         entry = split_line(line)
         if entry is None:
             continue
         user, password = entry
         if password is None:
-            raise PasswordFileError(
+            faults.append(
                 f"{path}:{number}: no colon in the line, must be user:password"
                 f" (edit line {number} of {path})"
             )
+            continue
         try:
             found[name_in_file(user)] = parse_secret(password)
         except ValueError as error:
-            raise PasswordFileError(f"{path}:{number}: {error}") from None
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        raise PasswordFileError(*faults)
     return found
 
 

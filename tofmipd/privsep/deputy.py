@@ -37,12 +37,13 @@ class DeputyFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Deputy:
-    """For whom a child works.  It may be silent for ``limit_seconds``."""
+    """For whom a child works.  It may be silent for ``limit_seconds``; ``title`` is its name."""
 
     identity: Identity
     rights: Rights
     home: str
     limit_seconds: float
+    title: str = "tofmipd-queue"
 
     def lines(self, work: Callable[[], Iterable[Line]]) -> Generator[Line, None, None]:
         """Have it done; what the work yields.  The child is gone when that ends, or is closed.
@@ -54,7 +55,7 @@ class Deputy:
         main = _Main(self, work, writing, monitor)
         try:
             birth = children.Birth(
-                f"deputy of {self.identity.login!r}", "tofmipd-queue", main, (writing,), apart=True
+                f"deputy of {self.identity.login!r}", self.title, main, (writing,), apart=True
             )
             child = children.fork(birth, [])
         except BaseException:

@@ -17,12 +17,7 @@ def make_private(path: str, rights: Rights) -> None:
     One that is missing is made; one that is there is taken as it is, or not at all.  Raises Fatal.
     """
     try:
-        for parent in _above(os.path.realpath(os.path.dirname(path))):
-            status = os.stat(parent)
-            fault = _fault(status, (0, rights.uid))
-            # In a directory with the sticky bit nobody moves what is another's away.
-            if fault and not (status.st_uid == 0 and status.st_mode & stat.S_ISVTX):
-                raise Fatal(CONFIG, f"{path}: {fault} {parent}, and could put another in its place")
+        _check_above(path, rights)
         made = False
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
@@ -31,6 +26,27 @@ def make_private(path: str, rights: Rights) -> None:
     except OSError as error:
         text = f"{path}: cannot be made for {rights.name}: {error.strerror}"
         raise Fatal(CANT_CREATE, text) from None
+
+
+def check_private(path: str, rights: Rights) -> None:
+    """Whether there could be one, or is: nothing is made.  Raises Fatal."""
+    try:
+        _check_above(path, rights)
+        with contextlib.suppress(FileNotFoundError):
+            _take(path, rights, made=False)
+    except OSError as error:
+        text = f"{path}: cannot be made for {rights.name}: {error.strerror}"
+        raise Fatal(CANT_CREATE, text) from None
+
+
+def _check_above(path: str, rights: Rights) -> None:
+    """Raises Fatal, OSError."""
+    for parent in _above(os.path.realpath(os.path.dirname(path))):
+        status = os.stat(parent)
+        fault = _fault(status, (0, rights.uid))
+        # In a directory with the sticky bit nobody moves what is another's away.
+        if fault and not (status.st_uid == 0 and status.st_mode & stat.S_ISVTX):
+            raise Fatal(CONFIG, f"{path}: {fault} {parent}, and could put another in its place")
 
 
 def _above(path: str) -> Iterator[str]:

@@ -81,6 +81,7 @@ class Kind(enum.IntEnum):
     KEYS = 23
     KEY_FILES = 24
     LINE = 25
+    RETIRE = 26
 
 
 class Refusal(enum.IntEnum):
@@ -125,6 +126,7 @@ TO_SERVER = {
     Kind.REFUSED: 1,
     Kind.CONNECT: 0,
     Kind.STOP: 0,
+    Kind.RETIRE: 0,
     Kind.LOG: 0,
     Kind.KEYS: 0,
     Kind.KEY_FILES: 0,

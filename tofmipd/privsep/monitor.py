@@ -13,16 +13,17 @@ import os
 import select
 import signal
 import time
-from collections import OrderedDict, deque
+from collections import deque
 
 from tofmipd.errors import SOFTWARE, Fatal
 from tofmipd.privsep import children, frames
 from tofmipd.privsep.channel import Channel, Gone
 from tofmipd.privsep.children import Child, Deaf
+from tofmipd.privsep.crew import Crew
 from tofmipd.privsep.frames import BadFrame, Control, Kind, Refusal
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.outboxes import Chores
-from tofmipd.privsep.plan import Plan, Post
+from tofmipd.privsep.plan import Change, Plan, Post
 from tofmipd.privsep.workers import Worker, Workers
 from tofmipd.smtp.reply import printable
 
@@ -46,24 +47,27 @@ _TURN_SECONDS = 0.2
 _LEAVING_SECONDS = 1
 # How many of one identity may be leaving.
 _LEAVING_LIMIT = 2
+# Of crews that still have sessions of the time before a change.
+_RETIRED_LIMIT = 5
 
 
 class Monitor:
     """Raises nothing once it runs; ``signals`` is a descriptor that gives signal numbers."""
 
     def __init__(self, plan: Plan, signals: int) -> None:
-        self._plan = plan
         self._signals = signals
         os.set_blocking(signals, False)
         self._poll = select.poll()
         self._poll.register(signals, select.POLLIN)
-        self._server = Post(plan.server)
-        self._auth = Post(plan.auth)
+        # The one that serves, one that is to, and those that still have sessions.
+        self._crew = Crew(plan)
+        self._successor: Crew | None = None
+        self._retired: list[Crew] = []
+        self._change: Change | None = None
+        self._ready_until = 0.0
         self._workers = Workers()
         self._children: dict[int, Child] = {}
-        self._sessions: OrderedDict[int, Identity] = OrderedDict()
-        self._queue: deque[tuple[float, int]] = deque()
-        self._offences = 0
+        self._queue: deque[tuple[float, Crew, int]] = deque()
         self._room_at = 0.0
         self._stop_at: float | None = None
         self._started = False
@@ -86,9 +90,9 @@ class Monitor:
     def start(self) -> None:
         """Have the server and auth running.  Raises Fatal with what one of them could not do."""
         deadline = time.monotonic() + _START_LIMIT_SECONDS
-        self._fill(self._auth)
-        self._fill(self._server)
-        while not self._complete() and self._stop_at is None:
+        self._fill(self._crew, self._crew.auth)
+        self._fill(self._crew, self._crew.server)
+        while not self._crew.complete and self._stop_at is None:
             self._turn()
             if self._failure is None and time.monotonic() > deadline:
                 self._failure = Fatal(SOFTWARE, "the server or auth did not start in time")
@@ -104,9 +108,17 @@ class Monitor:
     def stopping(self) -> bool:
         return self._stop_at is not None
 
-    def _complete(self) -> bool:
-        posts = (self._server, self._auth)
-        return all(post.child is not None and post.child.ready for post in posts)
+    @property
+    def _plan(self) -> Plan:
+        return self._crew.plan
+
+    def _crews(self) -> list[Crew]:
+        successor = [self._successor] if self._successor is not None else []
+        return [self._crew, *successor, *self._retired]
+
+    def _crew_of(self, child: Child) -> Crew | None:
+        """None for a worker's."""
+        return next((crew for crew in self._crews() if crew.has(child)), None)
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit status."""
@@ -122,8 +134,9 @@ class Monitor:
             events = []
         by_descriptor = {child.control.fileno(): child for child in self._children.values()}
         ready = {descriptor for descriptor, _ in events}
-        if self._auth.child is not None:
-            self._read(self._auth.child)
+        for crew in self._crews():
+            if crew.auth.child is not None:
+                self._read(crew.auth.child)
         for descriptor, event in events:
             child = by_descriptor.get(descriptor)
             if child is None or child.pid not in self._children:
@@ -141,8 +154,10 @@ class Monitor:
         now = time.monotonic()
         times = [now + 60]
         if self._stop_at is None:
-            times += [post.due for post in (self._server, self._auth) if post.due is not None]
+            posts = [post for crew in self._crews() for post in crew.posts]
+            times += [post.due for post in posts if post.due is not None]
         times += [child.kill_at for child in self._children.values() if child.kill_at is not None]
+        times += [self._ready_until] if self._successor is not None else []
         times += [self._queue[0][0], self._room_at] if self._queue else []
         times += [self._stop_at] if self._stop_at is not None else []
         times += [self._plan.keys.due] if self._plan.keys is not None else []
@@ -155,18 +170,21 @@ class Monitor:
     def _keep_time(self) -> None:
         now = time.monotonic()
         self._plan.supervisor.beat()
-        for post in (self._auth, self._server):
-            if post.due is not None and post.due <= now and self._stop_at is None:
-                self._fill(post)
+        for crew in self._crews():
+            for post in crew.posts:
+                if post.due is not None and post.due <= now and self._stop_at is None:
+                    self._fill(crew, post)
+        if self._successor is not None and self._ready_until <= now:
+            self._give_up_change("the new server or auth did not start in time")
         for child in list(self._children.values()):
             if child.kill_at is not None and child.kill_at <= now:
                 log.warning("%s (pid %d) does not end and is killed", child.name, child.pid)
                 child.kill_at = None
                 children.kill(child, group=isinstance(child, Worker))
         while self._queue and self._queue[0][0] <= now:
-            _, session = self._queue.popleft()
+            _, crew, session = self._queue.popleft()
             log.warning("all %d workers are busy, a session is turned away", self._workers.count)
-            self._refuse(session, Refusal.NO_ROOM)
+            self._refuse(crew, session, Refusal.NO_ROOM)
         if self._queue and self._room_at <= now:
             self._make_room()
         if self._stop_at is not None and self._stop_at <= now:
@@ -184,10 +202,7 @@ class Monitor:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._obey_stop(number)
                 elif number == signal.SIGHUP:
-                    self._plan.supervisor.reloading()
-                    self._reopen_log()
-                    self._send_keys()
-                    self._plan.supervisor.ready("serving")
+                    self._obey_reload()
         self._reap()
 
     def _obey_stop(self, number: int) -> None:
@@ -198,31 +213,107 @@ class Monitor:
     def _begin_stop(self) -> None:
         self._plan.supervisor.stopping()
         self._stop_at = time.monotonic() + self._plan.stop_timeout
+        if self._successor is not None:
+            self._discard_successor()
         self._plan.close_listeners()
-        self._server.due = self._auth.due = None
-        if self._server.child is not None:
-            self._send(self._server.child, Control(Kind.STOP))
-        else:
-            self._end_others()
+        for crew in self._crews():
+            crew.stand_down()
+            if crew.server.child is not None:
+                self._send(crew.server.child, Control(Kind.STOP))
+        self._end_others()
 
     def _end_others(self) -> None:
-        """The server is gone: nobody needs the others any more."""
+        """Once all servers are gone nobody needs the others any more."""
+        if any(crew.server.child is not None for crew in self._crews()):
+            return
         for worker in self._workers.all():
             self._dismiss(worker)
-        if self._auth.child is not None:
-            self._send(self._auth.child, Control(Kind.STOP))
+        for crew in self._crews():
+            if crew.auth.child is not None:
+                self._send(crew.auth.child, Control(Kind.STOP))
+
+    # Another set of options.
+
+    def _obey_reload(self) -> None:
+        """Read all anew that may have changed.  Where that is wrong all stays as it is."""
+        self._plan.supervisor.reloading()
+        self._reopen_log()
+        if self._successor is not None:
+            self._give_up_change("there is another one")
+        try:
+            self._change = self._plan.reload()
+        except Fatal as error:
+            log.error("nothing has changed: %s", error)
+            self._plan.supervisor.ready("serving; the last reload was refused")
+            return
+        if self._change is None:
+            self._send_keys()
+            self._plan.supervisor.ready("serving")
+            return
+        self._successor = Crew(self._change.plan)
+        self._ready_until = time.monotonic() + _START_LIMIT_SECONDS
+        # Its server, which accepts at once, comes when this one is ready.
+        self._fill(self._successor, self._successor.auth)
+
+    def _change_over(self, successor: Crew) -> None:
+        """It serves from now on; sessions that have begun go on with what they began with."""
+        assert self._change is not None
+        old, self._crew, self._successor = self._crew, successor, None
+        old.retired = True
+        self._retired.append(old)
+        if old.server.child is not None:
+            self._send(old.server.child, Control(Kind.RETIRE))
+        old.server.due = None
+        if len(self._retired) > _RETIRED_LIMIT and self._retired[0].server.child is not None:
+            self._send(self._retired[0].server.child, Control(Kind.STOP))
+        self._dissolve(old)
+        for worker in self._workers.all():
+            self._dismiss(worker)
+        if self._chores.base != self._plan.outboxes:
+            self._chores = Chores(self._plan.outboxes)
+            self._chores.begin()
+        self._change.applied()
+        self._change = None
+        self._plan.supervisor.ready("serving")
+
+    def _give_up_change(self, why: str) -> None:
+        self._discard_successor()
+        log.error("nothing has changed: %s", why)
+        self._plan.supervisor.ready("serving; the last reload was refused")
+
+    def _discard_successor(self) -> None:
+        successor, self._successor = self._successor, None
+        assert successor is not None
+        assert self._change is not None
+        successor.retired = True
+        successor.stand_down()
+        self._retired.append(successor)
+        for child in successor.children():
+            self._lose(child)
+        self._dissolve(successor)
+        self._change.given_up()
+        self._change = None
+
+    def _dissolve(self, crew: Crew) -> None:
+        """Its server is gone, or was never there: auth goes too, and then nothing is left."""
+        if crew.server.child is None:
+            crew.stand_down()
+            if crew.auth.child is not None:
+                self._send(crew.auth.child, Control(Kind.STOP))
+        if crew.gone:
+            self._retired.remove(crew)
 
     def _reopen_log(self) -> None:
         descriptor = self._plan.reopen()
         if descriptor is not None:
-            for post in (self._server, self._auth):
-                if post.child is not None:
-                    self._send(post.child, Control(Kind.LOG), (descriptor,))
+            for crew in self._crews():
+                for child in crew.children():
+                    self._send(child, Control(Kind.LOG), (descriptor,))
             log.info("log file opened again")
 
     def _send_keys(self) -> None:
         """Give the server its certificates and keys anew; one that starts now reads them itself."""
-        server = self._server.child
+        server = self._crew.server.child
         if self._plan.keys is not None and server is not None and server.ready:
             self._plan.keys.send(lambda frame, files: self._send(server, frame, files))
 
@@ -235,8 +326,8 @@ class Monitor:
 
     # Birth and death.
 
-    def _fill(self, post: Post) -> None:
-        """Start the server or auth, and connect the two."""
+    def _fill(self, crew: Crew, post: Post) -> None:
+        """Start a server or auth, and connect the two."""
         post.due = None
         try:
             child = children.fork(post.birth, self._channels())
@@ -247,15 +338,16 @@ class Monitor:
         post.child = child
         post.begun = time.monotonic()
         self._adopt(child)
-        if self._server.child is not None and self._auth.child is not None:
+        server, auth = crew.server.child, crew.auth.child
+        if server is not None and auth is not None:
             try:
                 ours, theirs = Channel.pair()
             except OSError as error:
                 log.error("server and auth cannot be connected: %s", error.strerror)
                 self._lose(child)
                 return
-            self._send(self._auth.child, Control(Kind.CONNECT), (ours.fileno(),))
-            self._send(self._server.child, Control(Kind.CONNECT), (theirs.fileno(),))
+            self._send(auth, Control(Kind.CONNECT), (ours.fileno(),))
+            self._send(server, Control(Kind.CONNECT), (theirs.fileno(),))
             ours.close()
             theirs.close()
 
@@ -296,21 +388,26 @@ class Monitor:
             self._chores.ended(child.identity, died=status != 0)
             self._serve_queue()
             return
-        if self._plan.once and child is self._server.child and not self.stopping:
+        crew = self._crew_of(child)
+        assert crew is not None
+        if self._plan.once and child is crew.server.child and not self.stopping:
             self._status = 0 if status == 0 else SOFTWARE
             self._begin_stop()
         if not self._started and self._failure is None and not self.stopping:
             how = children.how_it_ended(status)
             self._failure = Fatal(SOFTWARE, f"{child.name} cannot start: {how}")
-        if child is self._auth.child:
-            self._auth.vacated()
-        elif child is self._server.child:
-            self._server.vacated()
-            self._sessions.clear()
-            self._queue.clear()
-            self._offences = 0
-            if self._stop_at is not None:
-                self._end_others()
+        if child is crew.auth.child:
+            crew.auth.vacated()
+        else:
+            crew.server_lost()
+            self._queue = deque(waiting for waiting in self._queue if waiting[1] is not crew)
+        if self._stop_at is not None:
+            crew.stand_down()
+            self._end_others()
+        elif crew is self._successor:
+            self._give_up_change(f"the new {child.name} {children.how_it_ended(status)}")
+        elif crew.retired:
+            self._dissolve(crew)
 
     # Frames.
 
@@ -319,17 +416,18 @@ class Monitor:
         if child.distrusted:
             return
         allowed, most = frames.FROM_WORKER, _FRAMES_AT_ONCE
-        if child is self._server.child:
+        crew = self._crew_of(child)
+        if crew is not None and child is crew.server.child:
             allowed = frames.FROM_SERVER
-        elif child is self._auth.child:
+        elif crew is not None:
             allowed, most = frames.FROM_AUTH, _FRAMES_OF_AUTH
         try:
             for _ in range(most):
                 octets = child.control.receive_strictly(frames.CONTROL_LIMIT_OCTETS)
                 frame = frames.decode_control(octets, allowed)
-                if frame.kind is Kind.GRANT and self._auth.child is not None:
+                if frame.kind is Kind.GRANT and crew is not None and crew.auth.child is not None:
                     # Whom the session has proved to be was said before it was told so itself.
-                    self._read(self._auth.child)
+                    self._read(crew.auth.child)
                 self._handlers[frame.kind](child, frame)
         except BlockingIOError:
             pass
@@ -369,6 +467,12 @@ class Monitor:
         child.ready = True
         if self._started:
             log.debug("%s (pid %d) is ready", child.name, child.pid)
+        successor = self._successor
+        if successor is not None and successor.has(child):
+            if successor.complete:
+                self._change_over(successor)
+            elif successor.server.child is None:
+                self._fill(successor, successor.server)
 
     def _failed(self, child: Child, frame: Control) -> None:
         """``number`` is the exit status that the failure deserves.
@@ -376,42 +480,51 @@ class Monitor:
         At the start of all it ends the program with one line; later it is for the log.
         """
         text = printable(frame.texts[0])
+        if self._successor is not None and self._successor.has(child):
+            self._give_up_change(text)
+            return
         if self._started:
             log.error("%s (pid %d) cannot start: %s", child.name, child.pid, text)
         self._failure = Fatal(frame.number & 0xFF, frame.texts[0])
 
     def _proved(self, child: Child, frame: Control) -> None:
-        account, login = frame.texts
-        self._sessions[frame.number] = Identity(account, login)
-        self._sessions.move_to_end(frame.number)
-        if len(self._sessions) > self._plan.sessions:
-            self._sessions.popitem(last=False)
+        crew = self._crew_of(child)
+        if crew is not None:
+            crew.proved(frame.number, Identity(*frame.texts))
 
     def _end(self, child: Child, frame: Control) -> None:
-        self._sessions.pop(frame.number, None)
+        crew = self._crew_of(child)
+        if crew is not None:
+            crew.sessions.pop(frame.number, None)
+
+    def _worker_for(self, child: Child, frame: Control) -> Worker | None:
+        """That of the identity which a session of this server has proved."""
+        crew = self._crew_of(child)
+        identity = crew.sessions.get(frame.number) if crew is not None else None
+        return self._workers.find(identity) if identity is not None else None
 
     def _used(self, child: Child, frame: Control) -> None:
         """An identity's worker has had another message."""
-        identity = self._sessions.get(frame.number)
-        worker = self._workers.find(identity) if identity is not None else None
+        worker = self._worker_for(child, frame)
         if worker is not None:
             self._workers.use(worker)
 
     def _stuck(self, child: Child, frame: Control) -> None:
         """The server waits in vain for an identity's worker."""
-        identity = self._sessions.get(frame.number)
-        worker = self._workers.find(identity) if identity is not None else None
+        worker = self._worker_for(child, frame)
         if worker is not None:
             log.warning("%s (pid %d) does not answer and is killed", worker.name, worker.pid)
             self._lose(worker)
 
     def _open(self, child: Child, frame: Control) -> None:
         """Open a file for auth, which has not the rights: only those that were configured."""
-        if frame.number >= len(self._plan.files):
+        crew = self._crew_of(child)
+        files = crew.plan.files if crew is not None else ()
+        if frame.number >= len(files):
             raise BadFrame(f"there is no file {frame.number}")
         try:
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(self._plan.files[frame.number], flags)
+            descriptor = os.open(files[frame.number], flags)
         except OSError as error:
             number = frame.number | ((error.errno or 0) << 16)
             self._send(child, Control(Kind.FILE, number))
@@ -423,15 +536,17 @@ class Monitor:
 
     def _grant(self, child: Child, frame: Control) -> None:
         """A session wants a channel to the worker of whom it has proved to be."""
-        session = frame.number
-        identity = self._sessions.get(session)
+        session, crew = frame.number, self._crew_of(child)
+        if crew is None:
+            return
+        identity = crew.sessions.get(session)
         if identity is None:
-            self._offences += 1
+            crew.offences += 1
             log.warning(
                 "the server asks for a worker for session %x, which has proved nothing", session
             )
-            self._refuse(session, Refusal.NOT_PROVED)
-            if self._offences > _OFFENCES_LIMIT:
+            self._refuse(crew, session, Refusal.NOT_PROVED)
+            if crew.offences > _OFFENCES_LIMIT:
                 raise BadFrame("too many sessions that have proved nothing")
             return
         worker = self._workers.find(identity)
@@ -441,16 +556,16 @@ class Monitor:
             worker = self._workers.find(identity)
         if worker is None and self._workers.leaving_of(identity) >= _LEAVING_LIMIT:
             log.warning("workers for %r do not leave", identity.login)
-            self._refuse(session, Refusal.NO_ROOM)
+            self._refuse(crew, session, Refusal.NO_ROOM)
             return
         if worker is None and self._workers.count >= self._plan.max_workers:
             if len(self._queue) > self._plan.sessions:
-                self._refuse(session, Refusal.NO_ROOM)
+                self._refuse(crew, session, Refusal.NO_ROOM)
                 return
-            self._queue.append((time.monotonic() + _ROOM_LIMIT_SECONDS, session))
+            self._queue.append((time.monotonic() + _ROOM_LIMIT_SECONDS, crew, session))
             self._make_room()
             return
-        self._introduce(session, worker or self._start_worker(identity))
+        self._introduce(crew, session, worker or self._start_worker(identity))
 
     def _make_room(self) -> None:
         """Let as many workers go as there are identities that wait for a place.
@@ -462,32 +577,32 @@ class Monitor:
         asked_lately = now - _LEAVING_SECONDS + self._plan.leave_timeout
         leaving = [worker.kill_at for worker in self._workers.all() if worker.kill_at is not None]
         lately = sum(kill_at > asked_lately for kill_at in leaving)
-        waiting = {self._sessions.get(session) for _, session in self._queue}
+        waiting = {crew.sessions.get(session) for _, crew, session in self._queue}
         oldest = self._workers.least_recently_used()
         self._room_at = now + _TURN_SECONDS
         if oldest is not None and lately < len(waiting) and oldest.used <= now - _TURN_SECONDS:
             self._dismiss(oldest)
 
-    def _introduce(self, session: int, worker: Worker | None) -> None:
+    def _introduce(self, crew: Crew, session: int, worker: Worker | None) -> None:
         """Give the server and the worker the two ends of a new channel."""
-        if worker is None or self._server.child is None:
-            self._refuse(session, Refusal.NO_ROOM)
+        if worker is None or crew.server.child is None:
+            self._refuse(crew, session, Refusal.NO_ROOM)
             return
         try:
             ours, theirs = Channel.pair()
         except OSError as error:
             log.error("no channel for a session: %s", error.strerror)
-            self._refuse(session, Refusal.NO_ROOM)
+            self._refuse(crew, session, Refusal.NO_ROOM)
             return
         self._workers.use(worker)
         self._send(worker, Control(Kind.SERVE), (theirs.fileno(),))
-        self._send(self._server.child, Control(Kind.GRANTED, session), (ours.fileno(),))
+        self._send(crew.server.child, Control(Kind.GRANTED, session), (ours.fileno(),))
         ours.close()
         theirs.close()
 
-    def _refuse(self, session: int, why: Refusal) -> None:
-        if self._server.child is not None:
-            self._send(self._server.child, Control(Kind.REFUSED, session, (str(int(why)),)))
+    def _refuse(self, crew: Crew, session: int, why: Refusal) -> None:
+        if crew.server.child is not None:
+            self._send(crew.server.child, Control(Kind.REFUSED, session, (str(int(why)),)))
 
     def _start_worker(self, identity: Identity) -> Worker | None:
         birth = self._plan.worker(identity)
@@ -545,12 +660,12 @@ class Monitor:
         """There is room: the sessions that wait, in the order of their coming."""
         waiting, self._queue = self._queue, deque()
         while waiting:
-            due, session = waiting.popleft()
-            identity = self._sessions.get(session)
+            due, crew, session = waiting.popleft()
+            identity = crew.sessions.get(session)
             if identity is None:
                 continue
             worker = self._workers.find(identity)
             if worker is None and self._workers.count >= self._plan.max_workers:
-                self._queue.append((due, session))
+                self._queue.append((due, crew, session))
                 continue
-            self._introduce(session, worker or self._start_worker(identity))
+            self._introduce(crew, session, worker or self._start_worker(identity))

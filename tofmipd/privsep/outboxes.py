@@ -58,14 +58,19 @@ def make_base(base: str) -> None:
     """
     try:
         os.makedirs(base, 0o711, exist_ok=True)
-        status = os.stat(base, follow_symlinks=False)
-        if not stat.S_ISDIR(status.st_mode):
-            raise OutboxError(f"{base} is not a directory; --outbox names one")
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise OutboxError(f"{base} must be root's and writable by nobody else (chmod 711)")
+        check_base(base)
         os.chmod(base, 0o711)
     except OSError as error:
         raise OutboxError(f"{base} cannot be made: {error.strerror}; see --outbox") from None
+
+
+def check_base(base: str) -> None:
+    """Raises OutboxError unless a directory that is there can be that of all outboxes; OSError."""
+    status = os.stat(base, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        raise OutboxError(f"{base} is not a directory; --outbox names one")
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OutboxError(f"{base} must be root's and writable by nobody else (chmod 711)")
 
 
 def make_own(base: str, identity: Identity, uid: int, gid: int) -> str:

@@ -13,6 +13,7 @@ from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
 from tofmipd.privsep import attempts
 from tofmipd.privsep.accounts import NoAccount
+from tofmipd.privsep.attempts import Helper
 from tofmipd.privsep.direct import DirectGate
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.logins import Logins
@@ -38,18 +39,17 @@ def personal_gate(
     pool: Pool,
     observer: Observer | None = None,
     retries: Retries | None = None,
+    helper: Helper | None = None,
 ) -> DirectGate:
     """All logins stand for the person who runs the process.
 
     With a configuration directory each login has a configuration of its own there; with a script
     for virtual users each has a home of its own.
 
-    The caller has one thread where attempts are to be made for a source.  Raises
-    SourceFileError, and Fatal for a file of limits that is of no use.
+    ``helper`` makes attempts for the sources that need one.  Raises SourceFileError, and Fatal for
+    a file of limits that is of no use.
     """
     person = settings.person
-    specs = attempted(settings)
-    helper = attempts.start(specs) if specs else None
     chain = chain_of(settings, person.uid, without_waiting, helper)
     quota = quota_of(settings)
     if quota is not None:
@@ -69,6 +69,12 @@ def personal_gate(
     if retries is not None:
         retries.transports = lambda login, address: gate.user(login).transport(address)
     return gate
+
+
+def start_helper(settings: Settings) -> Helper | None:
+    """None if no source needs one.  The caller has one thread.  Raises SourceFileError."""
+    specs = attempted(settings)
+    return attempts.start(specs) if specs else None
 
 
 def _identity(settings: Settings, login: str) -> Identity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.identity import Identity
@@ -25,6 +26,7 @@ class Plan:
     ``stop_timeout`` and ``leave_timeout`` (seconds) how long the server may take to stop, and a
     worker to finish its messages.  ``reopen`` opens the log anew and returns its descriptor.
     ``outboxes`` is the directory of all outboxes, "" for none.
+    ``reload`` looks whether the options have changed; it raises Fatal if they are wrong now.
     ``supervisor`` hears how the service is.  With ``once`` all ends when the server does.
     ``keys`` are files for the server that only root may read, None for none.
     """
@@ -43,6 +45,15 @@ class Plan:
     outboxes: str = ""
     supervisor: Supervisor = field(default_factory=lambda: Supervisor({}))
     once: bool = False
+    reload: Callable[[], Change | None] = lambda: None
+
+
+class Change(NamedTuple):
+    """Another plan; it will be told whether it was ``applied`` or ``given_up``."""
+
+    plan: Plan
+    applied: Callable[[], None]
+    given_up: Callable[[], None]
 
 
 class Post:

@@ -117,8 +117,10 @@ class RemoteGate:
     def admit(self, session_id: str, peer: Peer) -> RemotePass:
         return RemotePass(self, session_id, peer)
 
-    def obey(self, stop: Callable[[], None]) -> None:
-        """Take what the monitor says, in a thread of its own; ``stop`` is called when it says so.
+    def obey(self, stop: Callable[[], None], retire: Callable[[], None] = lambda: None) -> None:
+        """Take what the monitor says, in a thread of its own.
+
+        ``stop`` is called when it says so, ``retire`` when only no further sessions are to begin.
 
         Without a monitor there is nothing to live for: the process ends.
         """
@@ -127,17 +129,27 @@ class RemoteGate:
                 octets, descriptors = self._control.receive_with(
                     frames.CONTROL_LIMIT_OCTETS, frames.KEY_FILES_AT_ONCE
                 )
-                self._obey(frames.decode_control(octets, frames.TO_SERVER), descriptors, stop)
+                self._obey(
+                    frames.decode_control(octets, frames.TO_SERVER), descriptors, stop, retire
+                )
         except Gone:
             os._exit(1)
         except Exception:
             log.exception("internal error towards the monitor")
             os._exit(1)
 
-    def _obey(self, frame: Control, descriptors: list[int], stop: Callable[[], None]) -> None:
+    def _obey(
+        self,
+        frame: Control,
+        descriptors: list[int],
+        stop: Callable[[], None],
+        retire: Callable[[], None],
+    ) -> None:
         match frame.kind:
             case Kind.STOP:
                 stop()
+            case Kind.RETIRE:
+                retire()
             case Kind.LOG:
                 take_log(descriptors)
             case Kind.CONNECT:

@@ -143,9 +143,7 @@ def user_of(
     script = home_script(settings)
     if script is not None:
         return VirtualUser(settings, place, user, script, form, loading)
-    path = settings.user_config
-    if settings.configdir:
-        path = f"{settings.configdir}/{user.login}/config"
+    path = config_of(settings, user.login)
     # A worker has nothing in it but what is the user's, and a personal daemon is his own.
     return _outbound(settings, place, user, path, user.home, os.environ, "python", loading)
 
@@ -160,16 +158,42 @@ def _outbound(
     form: Literal["python", "literal"],
     loading: Loading,
 ) -> Outbound:
-    files = UserFiles(
+    files = files_of(settings, user, path, home, variables, form, loading=loading)
+    return Outbound(Owner(user.login, home), files, place)
+
+
+def config_of(settings: Settings, login: str) -> str:
+    """The configuration that the settings name for a login, "" for the usual one."""
+    return f"{settings.configdir}/{login}/config" if settings.configdir else settings.user_config
+
+
+def files_of(
+    settings: Settings,
+    user: User,
+    path: str,
+    home: str,
+    variables: Mapping[str, str],
+    form: Literal["python", "literal"],
+    *,
+    loading: Loading = contextlib.nullcontext,
+    with_key: bool = True,
+) -> UserFiles:
+    """Configuration, key and filter; ``home`` is that of the files."""
+    return UserFiles(
         path,
         Surroundings(home, user.login, user.full_name, settings.host_name, variables=variables),
         site_path=settings.site_config or None,
         form=form,
         required=True,
+        with_key=with_key,
         filter_path=settings.user_filter,
         loading=loading,
     )
-    return Outbound(Owner(user.login, home), files, place)
+
+
+def virtual_variables(login: str, home: str) -> dict[str, str]:
+    """What a virtual user's files find in the environment (row TO-85)."""
+    return {"HOME": home, "VUSERDIR": home, "VDOMAIN": login.partition("@")[2]}
 
 
 class VirtualUser:
@@ -221,7 +245,7 @@ class VirtualUser:
             if home not in self._outbounds:
                 path = f"{home}/.tmda/config"
                 loading = self._loading
-                variables: Mapping[str, str] = self._variables(home)
+                variables: Mapping[str, str] = virtual_variables(self._user.login, home)
                 if self._form == "python":
                     loading = functools.partial(self._with_environment, home)
                     variables = os.environ
@@ -237,11 +261,6 @@ class VirtualUser:
                 )
             return self._outbounds[home]
 
-    def _variables(self, home: str) -> dict[str, str]:
-        """What a virtual user's files find in the environment (row TO-85)."""
-        domain = self._user.login.partition("@")[2]
-        return {"HOME": home, "VUSERDIR": home, "VDOMAIN": domain}
-
     @contextlib.contextmanager
     def _with_environment(self, home: str) -> Iterator[None]:
         """Within this files are read, and programs in them find HOME, VUSERDIR and VDOMAIN (row
@@ -250,6 +269,6 @@ class VirtualUser:
         The environment is that of the whole process, which serves this login alone.
         """
         with self._one_home_at_a_time:
-            os.environ.update(self._variables(home))
+            os.environ.update(virtual_variables(self._user.login, home))
             with self._loading():
                 yield

@@ -1,0 +1,135 @@
+"""Whether addresses can be listened on, or who has them already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+from tofmipd.commands.checkreport import Report
+from tofmipd.options import COMMANDS
+from tofmipd.server import ListenError, bind
+from tofmipd.settings import Listen, Settings
+
+_LISTENING = "0A"
+_NETWORK = "/proc/net/tcp{}"
+# Whoever listens for a daemon of ours: itself, or what starts it.
+_GOOD = ("tofmipd", "systemd")
+
+
+def check_ports(report: Report, settings: Settings) -> None:
+    """An address that a running tofmipd has is as good as free."""
+    before = len(report.faults)
+    numbers = {"proxyport": 0, "ipv6proxyport": 0}
+    seen: set[tuple[str, int, bool]] = set()
+    for where in settings.listen:
+        name = "ipv6proxyport" if where.ipv6 else "proxyport"
+        index = numbers[name]
+        numbers[name] += 1
+        place = (where.host, where.port, where.ipv6)
+        if where.port and place in seen:
+            report.blame(f"{where} is there twice", name, index)
+            continue
+        seen.add(place)
+        try:
+            bind(where, listens=False).close()
+        except ListenError as error:
+            holder = _holder(where) if error.taken else ""
+            if holder.startswith(_GOOD):
+                report.notes.append(f"{where}: in use by {holder}")
+            else:
+                by = f" (by {holder})" if holder else ""
+                report.blame(f"{error}{by}", name, index)
+    if len(report.faults) == before:
+        report.good.append(f"listen: {', '.join(map(str, settings.listen))}")
+
+
+def _holder(where: Listen) -> str:
+    """Who listens there, "" if that cannot be told; one of _GOOD only if there is no other."""
+    holders = [_named(pid) for pid in _pids_of(set(_inodes(where)))]
+    if holders:
+        others = [name for name in holders if not name.startswith(_GOOD)]
+        return (others or sorted(holders, reverse=True))[0]
+    # Nobody but root, and not even he everywhere, sees what processes of others have open.
+    running = [pid for pid in _all_pids() if _is_tofmipd(pid)]
+    return f"tofmipd, it seems, pid {running[0]}" if running else ""
+
+
+def _inodes(where: Listen) -> Iterator[str]:
+    """Of the sockets that listen on the address, or on all."""
+    for text, port, inode in _listening(where.ipv6):
+        if port == where.port and _overlap(text, where):
+            yield inode
+
+
+def _listening(ipv6: bool) -> Iterator[tuple[str, int, str]]:
+    """Address, port and inode of each listening socket (proc_pid_net(5))."""
+    for version in ("6", "") if not ipv6 else ("6",):
+        with contextlib.suppress(OSError), open(_NETWORK.format(version)) as file:
+            for line in list(file)[1:]:
+                words = line.split()
+                if words[3] == _LISTENING:
+                    address, _, port = words[1].partition(":")
+                    yield _address(address), int(port, 16), words[9]
+
+
+def _address(digits: str) -> str:
+    """Written as words of 32 bits in the order of this machine."""
+    words = [bytes.fromhex(digits[n : n + 8]) for n in range(0, len(digits), 8)]
+    if socket.htonl(1) != 1:
+        words = [word[::-1] for word in words]
+    octets = b"".join(words)
+    return socket.inet_ntop(socket.AF_INET if len(octets) == 4 else socket.AF_INET6, octets)
+
+
+def _overlap(text: str, where: Listen) -> bool:
+    family = socket.AF_INET6 if where.ipv6 else socket.AF_INET
+    if not where.host or text in ("0.0.0.0", "::"):
+        return True
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(where.host, None, family, socket.SOCK_STREAM)
+        return text in {str(info[4][0]) for info in found}
+    return False
+
+
+def _pids_of(inodes: set[str]) -> Iterator[int]:
+    """The processes that have one of these sockets open, as far as can be seen."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for pid in _all_pids():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{name}") in wanted:
+                        yield pid
+                        break
+
+
+def _all_pids() -> list[int]:
+    with contextlib.suppress(OSError):
+        found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return sorted(pid for pid in found if pid != os.getpid())
+    return []
+
+
+def _named(pid: int) -> str:
+    name = "tofmipd" if _is_tofmipd(pid) else _comm(pid) or "process"
+    return f"{name}, pid {pid}"
+
+
+def _comm(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
+        return file.read().strip()
+    return ""
+
+
+def _is_tofmipd(pid: int) -> bool:
+    """Whether it is a daemon; its tools listen nowhere."""
+    if _comm(pid) in ("tofmipd-monitor", "tofmipd-server"):
+        return True
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", errors="replace") as file:
+        words = file.read().split("\0")
+        for number, word in enumerate(words[:4]):
+            if os.path.basename(word) in ("tofmipd", "tmda-ofmipd"):
+                return words[number + 1] not in COMMANDS
+    return False
