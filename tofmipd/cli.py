@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tofmipd import __version__
 from tofmipd.configfile import read as read_config
@@ -42,6 +42,9 @@ from tofmipd.settings import (
     Settings,
     SourceSpec,
 )
+
+if TYPE_CHECKING:
+    from tofmipd.onesession import Connection
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,10 +116,23 @@ def _run(arguments: list[str]) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         return cast(Callable[[list[str]], int], module.main)(arguments[1:])
     settings = settings_from(arguments)
+    connection = _connection(settings) if settings.one_session else None
     from tofmipd import daemon
 
     directory = os.getcwd()
-    return daemon.run(settings, again=lambda: _options(arguments, directory))
+    return daemon.run(settings, again=lambda: _options(arguments, directory), connection=connection)
+
+
+def _connection(settings: Settings) -> Connection:
+    """The one to serve, greeted before what serves it is imported.  Raises Fatal."""
+    from tofmipd.onesession import Connection
+    from tofmipd.systemd import inherited
+
+    passed = inherited(os.environ)
+    connection = Connection(os.environ, passed[0][0] if passed else None)
+    if settings.listen[0].mode != "ssl":
+        connection.greet(settings.host_name)
+    return connection
 
 
 def _options(arguments: list[str], directory: str) -> Options:

@@ -43,19 +43,27 @@ def run(
     observer: Observer | None = None,
     started: Callable[[], None] | None = None,
     again: Callable[[], Options] | None = None,
+    connection: Connection | None = None,
 ) -> int:
     """The whole life of a daemon; returns its exit status.  Raises Fatal.
 
     Whatever can be wrong is found before the process detaches.  ``started`` is called when
     clients can connect to a personal daemon; ``again`` reads the options as they are then.
+    With a ``connection`` that is all it serves.
     """
     os.umask(0o077)
-    set_up_log(settings)
-    check_scripts(settings.scripts)
     supervisor = Supervisor(os.environ)
     passed = systemd.inherited(os.environ)
-    if settings.one_session or any(not systemd.accepts(sock) for sock, _ in passed):
-        return run_one_session(settings, passed[0][0] if passed else None)
+    if passed and not systemd.accepts(passed[0][0]):
+        connection = Connection(os.environ, passed[0][0])
+    if connection is not None:
+        try:
+            return run_one_session(settings, connection)
+        except Fatal:
+            connection.refuse()
+            raise
+    set_up_log(settings)
+    check_scripts(settings.scripts)
     settings, sockets = with_sockets(settings, passed)
     renewal = Renewal(settings, again, activated=bool(passed))
     pid_file = PidFile(settings.pid_file) if settings.pid_file else None
@@ -99,22 +107,20 @@ def run_personal(
     return 0
 
 
-def run_one_session(settings: Settings, passed: socket.socket | None) -> int:
+def run_one_session(settings: Settings, connection: Connection) -> int:
     """Serve one connection (feature rows TO-8 to TO-16).  Raises Fatal."""
-    connection = Connection(os.environ, passed)
-    try:
-        if settings.global_mode is not None:
-            return run_global(settings, [], Renewal(settings, None), connection=connection)
-        household = Household(settings)
-        parts = household.parts(settings)
-    except Fatal:
-        connection.refuse()
-        raise
+    set_up_log(settings)
+    check_scripts(settings.scripts)
+    if settings.global_mode is not None:
+        return run_global(settings, [], Renewal(settings, None), connection=connection)
+    household = Household(settings)
+    parts = household.parts(settings)
     signals = catch_signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     threading.Thread(target=_stop_on_signal, args=(signals, parts.service), daemon=True).start()
     sock = connection.open()
+    peer, near = connection.client()
     mode = settings.listen[0].mode
-    parts.service.serve(sock, connection.peer, mode, near=connection.near)
+    parts.service.serve(sock, peer, mode, near=near, greeted=connection.greeted)
     connection.finish(settings.limits.write_timeout)
     parts.retries.start()
     parts.retries.finish(settings.limits.stop_timeout)

@@ -268,7 +268,8 @@ class GlobalDaemon:
 
         threading.Thread(target=obey, daemon=True).start()
         sock, mode = connection.open(), self.settings.listen[0].mode
-        service.serve(sock, connection.peer, mode, near=connection.near)
+        peer, near = connection.client()
+        service.serve(sock, peer, mode, near=near, greeted=connection.greeted)
         connection.finish(self.settings.limits.write_timeout)
 
     def _step_down(self) -> None:

@@ -1,25 +1,26 @@
 """One session on descriptors 0 and 1, for super-servers (feature rows TO-8 to TO-16).
 
 inetd, xinetd, tcpserver and systemd pass the client's connection; stunnel, ssh and shells pass a
-pair of local sockets or pipes, behind which anybody may be.
+pair of local sockets or pipes, behind which anybody may be.  A process is started for each session,
+so that nothing is imported before it is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import stat
 import sys
-import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from tofmipd.errors import CONFIG, NO_INPUT, USAGE, Fatal
-from tofmipd.smtp.envelope import Peer
-from tofmipd.wire import Wire
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from threading import Thread
+
+    from tofmipd.smtp.envelope import Peer
 
 _BLOCK_OCTETS = 65536
 _UNAVAILABLE = b"421 4.3.2 Service not available, try again later\r\n"
@@ -42,7 +43,7 @@ class Connection:
 
     def __init__(self, environment: Mapping[str, str], passed: socket.socket | None = None) -> None:
         self._ends: tuple[int, ...] = ()
-        self._writer: threading.Thread | None = None
+        self._writer: Thread | None = None
         sock = passed or _socket()
         if sock is None:
             self._ends = os.dup(0), os.dup(1)
@@ -53,11 +54,31 @@ class Connection:
                 " wait = no for xinetd, Accept=yes for systemd",
             )
         self._socket = sock
-        self.peer = peer_of(environment, sock)
-        # Who passes octets on within this machine answers for the way that they have come.
-        self.near = self.peer.loopback or sock is None or sock.family not in _INTERNET
+        self._environment = dict(environment)
+        self.greeted = False
         if passed is None:
             _fill_with_nothing((0, 1))
+
+    def greet(self, host_name: str) -> None:
+        """Say what a session says first (RFC 5321 section 3.1).
+
+        What the session needs is imported while the client makes up its mind.
+        """
+        self.greeted = True
+        greeting = f"220 {host_name} ESMTP tofmipd\r\n".encode()
+        # Who is gone already is noticed by the session.
+        with contextlib.suppress(OSError):
+            if self._socket is None:
+                os.write(self._ends[1], greeting)
+            else:
+                self._socket.send(greeting)
+
+    def client(self) -> tuple[Peer, bool]:
+        """Who it is, and whether the octets cross no network on their way here: who passes them on
+        within this machine answers for the way before that."""
+        peer = peer_of(self._environment, self._socket)
+        direct = self._socket is not None and self._socket.family in _INTERNET
+        return peer, peer.loopback or not direct
 
     def descriptors(self) -> tuple[int, ...]:
         """What a child needs to have of it."""
@@ -70,6 +91,8 @@ class Connection:
         """
         if self._socket is not None:
             return self._socket
+        import threading
+
         outer, inner = socket.socketpair()
         source, sink = self._ends
         for end in self._ends:
@@ -100,6 +123,8 @@ class Connection:
             if self._socket is None:
                 os.write(self._ends[1], _UNAVAILABLE)
                 return
+            from tofmipd.wire import Wire
+
             wire = Wire(self._socket)
             wire.queue(_UNAVAILABLE)
             wire.flush()
@@ -149,6 +174,8 @@ def _copy_out(outer: socket.socket, sink: int) -> None:
 
 def peer_of(environment: Mapping[str, str], sock: socket.socket | None) -> Peer:
     """The client, as whoever started this process says it, else as the socket does."""
+    from tofmipd.smtp.envelope import Peer
+
     remote, local = _ends_of(sock)
     for name, port in _REMOTE:
         address = _address(environment.get(name, ""))
@@ -263,9 +290,12 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _log(text: str) -> None:
-    if logging.getLogger("tofmipd").handlers:
-        log.error("%s", text)
-        return
+    if "logging" in sys.modules:
+        import logging
+
+        if logging.getLogger("tofmipd").handlers:
+            logging.getLogger(__name__).error("%s", text)
+            return
     # It has not got as far as the options that say where log lines go.
     import syslog
 

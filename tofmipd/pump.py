@@ -61,6 +61,7 @@ class Pump:
         fix_bare_newline: bool = False,
         encrypt: Encrypt | None = None,
         encrypt_at_once: bool = False,
+        greeted: bool = False,
     ) -> None:
         self._wire = wire
         self._session = session
@@ -71,6 +72,7 @@ class Pump:
         self._fix = fix_bare_newline
         self._encrypt = encrypt
         self._encrypt_at_once = encrypt_at_once
+        self._greeted = greeted
         self._lines = LineReader()
         self._reception: Reception | None = None
         self._begun = time.monotonic()
@@ -107,7 +109,8 @@ class Pump:
         """
         if self._encrypt_at_once and not self._start_tls():
             return self._alerted
-        self._say(self._session.greeting())
+        if not self._greeted:
+            self._say(self._session.greeting())
         while True:
             reply = self._obey_next()
             if reply is None:

@@ -185,12 +185,18 @@ class Service:
                     pump.expire(CROWDED_LOGIN_SECONDS)
 
     def serve(
-        self, sock: socket.socket, peer: Peer, mode: str = "plain", *, near: bool | None = None
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        mode: str = "plain",
+        *,
+        near: bool | None = None,
+        greeted: bool = False,
     ) -> None:
         """One session from greeting to close, in the calling thread.
 
         ``near``: the octets cross no network on their way here, which is so for who is on this
-        machine.
+        machine.  ``greeted``: that has been done.
         """
         session_id = f"{next(self._ids) & 0xFFFFFFFF:08x}"
         begun = time.monotonic()
@@ -205,6 +211,7 @@ class Service:
             fix_bare_newline=self._fix,
             encrypt=self._encrypt,
             encrypt_at_once=mode == "ssl",
+            greeted=greeted,
         )
         with self._lock:
             self._pumps.add(pump)
