@@ -531,6 +531,8 @@ class Taken:
     size_octets: int
     digest: str
     reply: bytes
+    # For whom it came by XCLIENT: what stood behind that.
+    client: str
 
     @property
     def text(self) -> bytes:
@@ -546,7 +548,8 @@ class FakeNextHop:
 
     ``script`` may replace any answer.  ``login`` demands these credentials by one of
     ``mechanisms``, ``tls`` offers STARTTLS or, if ``implicit``, begins with it.  With ``keep`` off
-    only the digest of a message is remembered.
+    only the digest of a message is remembered.  ``xclient`` are the attributes that it takes; with
+    ``one_client`` it takes them once on a connection, as Postfix does.
     """
 
     def __init__(
@@ -560,6 +563,8 @@ class FakeNextHop:
         implicit: bool = False,
         keep: bool = True,
         port: int = 0,
+        xclient: str = "",
+        one_client: bool = False,
     ) -> None:
         self.script = script
         self.features = features
@@ -567,6 +572,8 @@ class FakeNextHop:
         self.mechanisms = mechanisms
         self.tls = tls
         self.implicit = implicit
+        self.xclient = xclient
+        self.one_client = one_client
         self.keep = keep
         self.connections = 0
         self.closed_connections = 0
@@ -662,6 +669,7 @@ class _NextHopSession:
         self.sender: str | None = None
         self.recipients: list[str] = []
         self.secure = self.known = False
+        self.client = ""
 
     def run(self) -> None:
         if self.hop.implicit:
@@ -721,6 +729,8 @@ class _NextHopSession:
                 return self.start_tls()
             case "AUTH":
                 return self.auth(argument)
+            case "XCLIENT" if self.takes_xclient:
+                return self.introduced(argument)
             case "MAIL" if self.hop.login is not None and not self.known:
                 return self.answer(verb, argument, b"530 5.7.0 log in first\r\n")
             case "MAIL":
@@ -745,12 +755,26 @@ class _NextHopSession:
             lines += self.hop.features
             if self.hop.tls is not None and not self.secure:
                 lines.append("STARTTLS")
+            if self.takes_xclient:
+                lines.append("XCLIENT " + self.hop.xclient)
             if self.hop.login is not None:
                 lines.append("AUTH " + " ".join(self.hop.mechanisms))
         last = len(lines) - 1
         return "".join(
             f"250{' ' if number == last else '-'}{line}\r\n" for number, line in enumerate(lines)
         ).encode()
+
+    @property
+    def takes_xclient(self) -> bool:
+        return bool(self.hop.xclient) and not (self.hop.one_client and self.client)
+
+    def introduced(self, argument: str) -> bool:
+        if self.sender is not None:
+            self.hop.violations.append("XCLIENT within a transaction")
+        act = self.decide("XCLIENT", argument)
+        if act is None or act.octets.startswith(b"220"):
+            self.client, self.known = argument, False
+        return self.do(act, b"220 next.example ESMTP fake\r\n")
 
     def start_tls(self) -> bool:
         if self.hop.tls is None:
@@ -846,7 +870,16 @@ class _NextHopSession:
         if act is None or act.octets.startswith(b"250") or act.takes:
             reply = usual if act is None else act.octets
             self.hop.messages.append(
-                Taken(self.number, self.sender or "", self.recipients, wire, size, digest, reply)
+                Taken(
+                    self.number,
+                    self.sender or "",
+                    self.recipients,
+                    wire,
+                    size,
+                    digest,
+                    reply,
+                    self.client,
+                )
             )
         self.sender, self.recipients = None, []
         self.message += 1

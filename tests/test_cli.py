@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tofmipd import __version__, cli
-from tofmipd.arguments import host_port, host_port_v6, positive, rates, seconds
+from tofmipd.arguments import host_port, host_port_v6, networks, positive, rates, seconds
 from tofmipd.settings import GlobalMode, Listen, Quotas, Rate, Relay, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
@@ -34,7 +34,7 @@ NEW_OPTIONS = (
     " --nexthop-connect-timeout --nexthop-timeout --nexthop-dot-timeout"
     " --relay --relay-tls --relay-ca"
     " --min-uid --max-workers --source-timeout --source-attempts --script-timeout --cpus"
-    " --limit --limit-recipients --limit-file"
+    " --limit --limit-recipients --limit-file --proxy-protocol --xclient"
 )
 GROUPS = (
     "General",
@@ -153,6 +153,16 @@ CERTIFICATE = ("--ssl-cert", "c", "--ssl-key", "k")
     [
         (["-x"], "unknown option '-x'"),
         (["--forground"], "unknown option '--forground'; did you mean --foreground?"),
+        (
+            ["--proxy-protocol=192.0.2.1/24"],
+            "'192.0.2.1/24' is no network, but 192.0.2.0/24 is one",
+        ),
+        (["--proxy-protocol", "haproxy"], "'haproxy' is no network, such as 192.0.2.0/24 or"),
+        (["--proxy-protocol="], "'' is no network"),
+        (["-p", ":1,proxy="], "'' is no network"),
+        (["-p", ":1,proxy=192.0.2.1,proxy=none"], "behind the comma goes ssl"),
+        (["-p", ":1,ssl,plain"], "behind the comma goes ssl"),
+        (["--xclient", "--spool"], "--xclient is of no use with --spool"),
         (["--proxport=:1"], "unknown option '--proxport'; did you mean --proxyport?"),
         (["--auth-file", "x"], "'--auth-file'; did you mean --authfile?"),
         (["--insecure_auth"], "'--insecure_auth'; did you mean --insecure-auth?"),
@@ -274,7 +284,7 @@ def test_what_is_no_place_is_refused(convert, text):
 @example("host:²")
 @example("[]:1")
 def test_types_of_arguments_raise_nothing_but_their_declared_error(text):
-    for convert in (host_port, host_port_v6, positive, seconds):
+    for convert in (host_port, host_port_v6, networks, positive, seconds):
         with contextlib.suppress(argparse.ArgumentTypeError):
             convert(text)
 
@@ -318,6 +328,38 @@ def test_places_of_both_protocols_replace_the_default():
     """TO-76, TO-77."""
     made = settings("-p", "a:1", "-6", "[::1]:2", "--proxyport=b:3")
     assert made.listen == (Listen("a", 1), Listen("b", 3), Listen("::1", 2, ipv6=True))
+
+
+PROXIES = {name: networks(name) for name in ("192.0.2.0/24", "198.51.100.1", "2001:db8::/32")}
+NET, HOST, NET6 = PROXIES.values()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "proxies"),
+    [
+        (["-p", "a:1"], [None]),
+        (["--proxy-protocol", "192.0.2.0/24"], [NET]),
+        (
+            ["--proxy-protocol=192.0.2.0/24,198.51.100.1", "--proxy-protocol=2001:db8::/32"],
+            [NET + HOST + NET6],
+        ),
+        (["-p", "a:1", "-6", "b:2", "--proxy-protocol=192.0.2.0/24"], [NET, NET]),
+        (["-p", "a:1,proxy=192.0.2.0/24+2001:db8::/32", "-p", "b:2"], [NET + NET6, None]),
+        (
+            [
+                *("--proxy-protocol=192.0.2.0/24", "-p", "a:1,proxy=none"),
+                *("-6", "[::1]:2,proxy=2001:db8::/32", "-p", "b:2,plain,proxy=198.51.100.1"),
+            ],
+            [(), HOST, NET6],
+        ),
+    ],
+)
+def test_each_listener_has_its_own_proxies_or_those_of_all(arguments, proxies):
+    assert [spec.proxies for spec in settings(*arguments).listen] == proxies
+
+
+def test_xclient_is_off_unless_asked_for():
+    assert (settings().xclient, settings("--xclient").xclient) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fuzz import run
 from fuzz import session as session_target
 from fuzz.session import Circumstances
 
-from tofmipd import pump
+from tofmipd import proxyprotocol, pump
 from tofmipd.auth import scram
 from tofmipd.handoff.replies import ReplyReader
 from tofmipd.privsep import frames
@@ -81,6 +81,10 @@ BROKEN = [
     ("frames", frames.Control, "encode", drop_last(frames.Control.encode)),
     ("frames", frames.Reader, "end", lambda reader: None),
     ("header", header, "_FIELD", re.compile(rb"([^:]+):([^\r\n]*)\r\n")),
+    ("proxy", proxyprotocol, "V1_LIMIT_OCTETS", 108),
+    ("proxy", proxyprotocol, "_check_sum", lambda whole, start, value: None),
+    ("proxy", proxyprotocol, "_spelled", str),
+    ("proxy", proxyprotocol, "_name", lambda octets, limit: octets.decode()),
 ]
 
 

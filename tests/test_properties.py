@@ -14,11 +14,13 @@ from fuzz import frames as frame_target
 from fuzz import header as header_target
 from fuzz import message as message_target
 from fuzz import newlines, paths, replies, session
+from fuzz import proxy as proxy_target
 from fuzz import sasl as sasl_target
 from fuzz.pieces import ways
 from fuzz.session import LOGIN, Circumstances, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxyheaders import NOOP, tls, value, version_1, version_2
 
 from tofmipd.auth.credentials import (
     Certificate,
@@ -33,6 +35,7 @@ from tofmipd.auth.saslprep import login_name
 from tofmipd.handoff.replies import NextHopReply
 from tofmipd.privsep import frames
 from tofmipd.privsep.frames import Control, Login, Submission
+from tofmipd.proxyprotocol import Endpoint, parse
 from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply
 from tofmipd.smtp.syntax import parse_recipient, parse_sender
@@ -588,3 +591,42 @@ HEADERS = st.builds(
 @given(nearly(HEADERS))
 def test_a_header_that_is_nearly_right_is_taken_apart_by_the_book(octets):
     header_target.check(octets)
+
+
+# Headers of the PROXY protocol.
+
+
+@st.composite
+def proxied(draw):
+    """Two ends, whether there was TLS, and the header that says so."""
+    addresses = st.ip_addresses(v=draw(st.sampled_from([4, 6])))
+    source, destination = (str(draw(addresses)) for _ in range(2))
+    ports = draw(st.tuples(st.integers(0, 65535), st.integers(0, 65535)))
+    more = draw(st.lists(st.sampled_from([tls(), value(NOOP, b"x"), value(0xE0, b"")]), max_size=3))
+    if more or draw(st.booleans()):
+        header = version_2(source, destination, ports, b"".join(more))
+    else:
+        header = version_1(source, destination, ports)
+    ends = Endpoint(source, ports[0]), Endpoint(destination, ports[1])
+    return ends, tls() in more, header
+
+
+def is_mapped(end):
+    return end.address.startswith("::ffff:")
+
+
+@any_input
+@given(proxied(), st.binary(max_size=50))
+def test_what_a_proxy_says_is_understood_whatever_follows(said, behind):
+    ends, by_tls, octets = said
+    header = parse(octets + behind)
+    assert header.octets == len(octets)
+    assert (header.tls is not None) is by_tls
+    if not any(map(is_mapped, ends)):
+        assert (header.source, header.destination) == ends
+
+
+@many_inputs
+@given(HEADS, nearly(proxied().map(lambda said: said[2])))
+def test_what_is_nearly_a_header_of_a_proxy_is_read_by_the_book(head, octets):
+    proxy_target.check(head + octets)

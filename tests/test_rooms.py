@@ -101,8 +101,8 @@ def test_the_core_imports_nothing_but_the_standard_library():
                 assert top in sys.stdlib_module_names or top in more, f"{path}: {name}"
 
 
-PURE = ["smtp/*.py", "tmda/*.py"]
-PURE += [f"handoff/{name}.py" for name in ("replies", "bounce", "foreign")]
+PURE = ["smtp/*.py", "tmda/*.py", "proxyprotocol.py"]
+PURE += [f"handoff/{name}.py" for name in ("replies", "bounce", "foreign", "xclient")]
 PURE += [f"auth/{name}.py" for name in ("credentials", "scram", "saslprep", "remote")]
 READERS = {"userfiles.py", "files.py", "library.py", "database.py", "dbmfiles.py"}
 IMPURE = {"socket", "select", "threading", "subprocess", "time", "os", "logging", "ssl", "random"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import ipaddress
 import re
 import sys
 from typing import Any, NoReturn
 
 from tofmipd.errors import USAGE
-from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Place, Rate
+from tofmipd.settings import TIME_UNITS, TLS_MODES, Listen, Network, Place, Rate
 
 _WIDTH = 88
 
@@ -97,10 +99,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def host_port(text: str) -> Listen:
-    """``HOST:PORT[,MODE]``, split at the last colon; an empty host means all interfaces.
+    """``HOST:PORT[,MODE][,proxy=NET+NET...]``, split at the last colon; an empty host means all
+    interfaces.
 
     MODE is ``ssl``, ``tls=on`` and the like, or ``plain``; without one it is "", which is for
-    the options of all listeners to say.
+    the options of all listeners to say, and so are proxies of None.
     """
     listen = _host_port(text)
     if ":" in listen.host or "[" in listen.host:
@@ -108,15 +111,46 @@ def host_port(text: str) -> Listen:
     return listen
 
 
+_MODES = {"ssl": "ssl", "plain": "plain"} | {f"tls={word}": word for word in TLS_MODES}
+_PROXY = "proxy="
+
+
 def _host_port(text: str) -> Listen:
-    place, comma, mode = text.partition(",")
+    place, *words = text.split(",")
     host, colon, port = place.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    known = {"ssl": "ssl", "plain": "plain"} | {f"tls={word}": word for word in TLS_MODES}
-    if comma and mode not in known:
-        raise argparse.ArgumentTypeError(f"{text!r}: behind the comma goes {', '.join(known)}")
-    return Listen(host, int(port), mode=known[mode] if comma else "")
+    modes = [word for word in words if word in _MODES]
+    proxies = [word for word in words if word.startswith(_PROXY)]
+    if len(modes) + len(proxies) < len(words) or max(len(modes), len(proxies)) > 1:
+        known = f"{', '.join(_MODES)}, {_PROXY}NET+NET..."
+        raise argparse.ArgumentTypeError(f"{text!r}: behind the comma goes {known}")
+    return Listen(
+        host,
+        int(port),
+        mode=_MODES[modes[0]] if modes else "",
+        proxies=_proxies(proxies[0].removeprefix(_PROXY)) if proxies else None,
+    )
+
+
+def _proxies(text: str) -> tuple[Network, ...]:
+    return () if text == "none" else tuple(_network(word) for word in text.split("+"))
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Networks, or single addresses, with commas between."""
+    return tuple(_network(word) for word in text.split(","))
+
+
+def _network(word: str) -> Network:
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError:
+        pass
+    hint = "such as 192.0.2.0/24 or 2001:db8::1"
+    with contextlib.suppress(ValueError):
+        hint = f"but {ipaddress.ip_network(word, strict=False)} is one"
+    raise argparse.ArgumentTypeError(f"{word!r} is no network, {hint}")
 
 
 def host_port_v6(text: str) -> Listen:

@@ -130,7 +130,8 @@ def _connection(settings: Settings) -> Connection:
 
     passed = inherited(os.environ)
     connection = Connection(os.environ, passed[0][0] if passed else None)
-    if settings.listen[0].mode != "ssl":
+    # From a proxy a header comes first, and who sends none gets no word.
+    if settings.listen[0].mode != "ssl" and not settings.listen[0].proxies:
         connection.greet(settings.host_name)
     return connection
 
@@ -318,6 +319,7 @@ def _settings(options: argparse.Namespace, who: Person, directory: str) -> Setti
         one_cpu=options.cpus == "one",
         insecure_auth=options.insecure_auth,
         fix_bare_newline=options.bare_newline == "fix",
+        xclient=options.xclient,
         pass_eight_bit=options.eight_bit == "pass",
         encryption=_encryption(options, who),
         received=options.received,

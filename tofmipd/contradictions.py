@@ -14,12 +14,18 @@ _OF_TLS = ("ssl_cert", "ssl_key", "ssl_sni_dir", "ssl_client_ca", "ciphers")
 
 
 def listeners(options: argparse.Namespace) -> tuple[Listen, ...]:
-    """Where to listen, each with its mode."""
+    """Where to listen, each with its mode and its proxies."""
+    general = tuple(network for some in options.proxy_protocol for network in some) or None
     mode = "ssl" if options.ssl else options.tls or "plain"
     asked = [*options.proxyport, *options.ipv6proxyport] or [
         Listen("localhost", DEFAULT_PORT, mode="")
     ]
-    return tuple(spec._replace(mode=spec.mode or mode) for spec in asked)
+    return tuple(
+        spec._replace(
+            mode=spec.mode or mode, proxies=general if spec.proxies is None else spec.proxies
+        )
+        for spec in asked
+    )
 
 
 def contradictions(
@@ -28,6 +34,11 @@ def contradictions(
     """All of them.  ``activated``: sockets will be passed, which say how they are encrypted."""
     if options.configdir and options.vhome_script:
         yield "-c and -S exclude each other", ("configdir", "vhome_script")
+    if options.xclient and options.spool:
+        yield (
+            "--xclient is of no use with --spool: the client is gone by then",
+            ("xclient", "spool"),
+        )
     yield from _of_tls(options, activated=activated)
     yield from _of_relay(options)
 

@@ -119,8 +119,8 @@ def run_one_session(settings: Settings, connection: Connection) -> int:
     threading.Thread(target=_stop_on_signal, args=(signals, parts.service), daemon=True).start()
     sock = connection.open()
     peer, near = connection.client()
-    mode = settings.listen[0].mode
-    parts.service.serve(sock, peer, mode, near=near, greeted=connection.greeted)
+    where = settings.listen[0]
+    parts.service.serve_only(sock, peer, where, near=near, greeted=connection.greeted)
     connection.finish(settings.limits.write_timeout)
     parts.retries.start()
     parts.retries.finish(settings.limits.stop_timeout)
@@ -155,8 +155,9 @@ def _passed_listen(settings: Settings, sock: socket.socket, name: str) -> Listen
         raise Fatal(CONFIG, f"the socket {name!r} of systemd's is not one of TCP")
     sock.setblocking(False)
     host, port = sock.getsockname()[:2]
-    mode = _MODES_BY_NAME.get(name, settings.listen[0].mode)
-    return Listen(host, port, ipv6=sock.family == socket.AF_INET6, mode=mode)
+    first = settings.listen[0]
+    mode = _MODES_BY_NAME.get(name, first.mode)
+    return Listen(host, port, sock.family == socket.AF_INET6, mode, first.proxies)
 
 
 def run_global(

@@ -242,7 +242,7 @@ class GlobalDaemon:
         ready: Callable[[], None],
     ) -> None:
         listeners = [
-            Listener(sock, service, where.mode)
+            Listener(sock, service, where.mode, where.proxies or ())
             for where, sock in zip(self.settings.listen, self.sockets, strict=True)
         ]
         for listener in listeners:
@@ -267,9 +267,9 @@ class GlobalDaemon:
             service.stop()
 
         threading.Thread(target=obey, daemon=True).start()
-        sock, mode = connection.open(), self.settings.listen[0].mode
+        sock, where = connection.open(), self.settings.listen[0]
         peer, near = connection.client()
-        service.serve(sock, peer, mode, near=near, greeted=connection.greeted)
+        service.serve_only(sock, peer, where, near=near, greeted=connection.greeted)
         connection.finish(self.settings.limits.write_timeout)
 
     def _step_down(self) -> None:

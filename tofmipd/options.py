@@ -11,6 +11,7 @@ from tofmipd.arguments import (
     duration,
     host_port,
     host_port_v6,
+    networks,
     places,
     positive,
     rates,
@@ -145,8 +146,8 @@ def _add_connection(parser: Parser) -> None:
         type=host_port,
         action="append",
         default=[],
-        help="listen there (default: localhost:8025); with ,ssl ,tls=MODE ,plain behind it in"
-        " its own way; may be repeated",
+        help="listen there (default: localhost:8025); with ,ssl ,tls=MODE ,plain ,proxy=NET+NET"
+        " behind it in its own way; may be repeated",
     )
     add(
         "-6",
@@ -156,6 +157,14 @@ def _add_connection(parser: Parser) -> None:
         action="append",
         default=[],
         help="listen there by IPv6; may be repeated",
+    )
+    add(
+        "--proxy-protocol",
+        metavar="NET,...",
+        type=networks,
+        action="append",
+        default=[],
+        help="whoever connects from there is a proxy and says for whom; may be repeated",
     )
     add(
         "-C",
@@ -319,6 +328,7 @@ def _add_relay(parser: Parser) -> None:
         default="",
         help="authorities for its certificate, PEM (default: the system's)",
     )
+    add("--xclient", action="store_true", help="tell next hops that offer XCLIENT of the client")
 
 
 def _add_virtual(parser: Parser) -> None:

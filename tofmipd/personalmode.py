@@ -91,7 +91,7 @@ class PersonalDaemon:
 
     def _made_listeners(self, parts: Parts) -> list[Listener]:
         return [
-            Listener(sock, parts.service, where.mode)
+            Listener(sock, parts.service, where.mode, where.proxies or ())
             for where, sock in zip(parts.settings.listen, self._sockets, strict=True)
         ]
 

@@ -26,7 +26,7 @@ from tofmipd.smtp.session import (
     Verify,
 )
 from tofmipd.smtp.stream import ChunkReader, LineReader, MessageReader
-from tofmipd.wire import Wire
+from tofmipd.wire import Unwelcome, Wire
 
 log = logging.getLogger(__name__)
 trace = logging.getLogger(TRACE)
@@ -62,7 +62,9 @@ class Pump:
         encrypt: Encrypt | None = None,
         encrypt_at_once: bool = False,
         greeted: bool = False,
+        encryption: Encryption | None = None,
     ) -> None:
+        """``encryption`` is how the client came to a proxy that speaks for it."""
         self._wire = wire
         self._session = session
         self._pass = gate_pass
@@ -73,6 +75,7 @@ class Pump:
         self._encrypt = encrypt
         self._encrypt_at_once = encrypt_at_once
         self._greeted = greeted
+        self._encryption = encryption
         self._lines = LineReader()
         self._reception: Reception | None = None
         self._begun = time.monotonic()
@@ -91,6 +94,8 @@ class Pump:
         except TimeoutError as error:
             log.info("s=%s timeout: %s", self._id, error)
             linger = self._last_words(replies.TIMED_OUT)
+        except Unwelcome as error:
+            log.warning("s=%s closed without a word: %s", self._id, error)
         except (Hangup, ConnectionError) as error:
             log.debug("s=%s gone: %s", self._id, error)
         except Exception:
@@ -109,6 +114,9 @@ class Pump:
         """
         if self._encrypt_at_once and not self._start_tls():
             return self._alerted
+        if self._encryption is not None:
+            # What is encrypted here ends at the proxy; it is the client's own way that counts.
+            self._session.secured(self._encryption)
         if not self._greeted:
             self._say(self._session.greeting())
         while True:

@@ -14,10 +14,12 @@ import threading
 import time
 from typing import Any
 
+from tofmipd import arrival
+from tofmipd.arrival import Client, NoHeader, WatchedWire
 from tofmipd.auth.limiter import is_loopback, network_of
 from tofmipd.gate import Gate
 from tofmipd.pump import Encrypt, Pump
-from tofmipd.settings import TLS_MODES, Limits, Listen, Settings
+from tofmipd.settings import TLS_MODES, Limits, Listen, Network, Settings
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Peer
 from tofmipd.smtp.sasl import MECHANISMS, servable
@@ -184,10 +186,38 @@ class Service:
                 for pump in self._pumps:
                     pump.expire(CROWDED_LOGIN_SECONDS)
 
+    def identify(
+        self, sock: socket.socket, peer: Peer, proxies: tuple[Network, ...]
+    ) -> Client | None:
+        """Who has connected; None for a proxy that does not say it as it must."""
+        if not arrival.is_among(peer.address, proxies):
+            return Client(peer, watched=bool(proxies))
+        wire = Wire(sock, self._limits.write_timeout)
+        try:
+            return arrival.announced(wire, peer, self._limits.login_timeout)
+        except NoHeader as error:
+            level = logging.DEBUG if error.silent else logging.WARNING
+            log.log(level, "no PROXY header from %s: %s", peer, error)
+        except TimeoutError:
+            log.warning("no PROXY header from %s: it does not come", peer)
+        except ConnectionError as error:
+            log.debug("no PROXY header from %s: %s", peer, error)
+        return None
+
+    def serve_only(
+        self, sock: socket.socket, peer: Peer, where: Listen, *, near: bool, greeted: bool = False
+    ) -> None:
+        """The only session of this process; see ``serve``.  The socket stays open where a proxy
+        does not say whom it speaks for."""
+        client = self.identify(sock, peer, where.proxies or ())
+        if client is not None:
+            own = near if client.peer is peer else None
+            self.serve(sock, client, where.mode, near=own, greeted=greeted)
+
     def serve(
         self,
         sock: socket.socket,
-        peer: Peer,
+        client: Client | Peer,
         mode: str = "plain",
         *,
         near: bool | None = None,
@@ -198,20 +228,26 @@ class Service:
         ``near``: the octets cross no network on their way here, which is so for who is on this
         machine.  ``greeted``: that has been done.
         """
+        client = Client(client) if isinstance(client, Peer) else client
+        peer = client.peer
         session_id = f"{next(self._ids) & 0xFFFFFFFF:08x}"
         begun = time.monotonic()
         log.info("s=%s session from %s", session_id, peer)
+        encrypt = self._encrypt
+        if client.watched and encrypt is not None:
+            encrypt = arrival.watched(encrypt)
         pump = Pump(
-            Wire(sock, self._limits.write_timeout),
+            (WatchedWire if client.watched else Wire)(sock, self._limits.write_timeout),
             Session(self.policy(mode, near=peer.loopback if near is None else near), peer),
             self._gate.admit(session_id, peer),
             self._limits,
             self._stopping,
             session_id=session_id,
             fix_bare_newline=self._fix,
-            encrypt=self._encrypt,
+            encrypt=encrypt,
             encrypt_at_once=mode == "ssl",
             greeted=greeted,
+            encryption=client.encryption,
         )
         with self._lock:
             self._pumps.add(pump)
@@ -271,15 +307,25 @@ def bind(listen: Listen, *, listens: bool = True) -> socket.socket:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """Accepts on a listening socket and starts a thread for each client."""
+    """Accepts on a listening socket and starts a thread for each client.
+
+    Who connects from the networks of ``proxies`` speaks for somebody else, and must say for whom.
+    """
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, sock: socket.socket, service: Service, mode: str = "plain") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        service: Service,
+        mode: str = "plain",
+        proxies: tuple[Network, ...] = (),
+    ) -> None:
         self.address_family = sock.family
         self._service = service
         self._mode = mode
+        self._proxies = proxies
         address = sock.getsockname()
         super().__init__(address, socketserver.BaseRequestHandler, bind_and_activate=False)
         # The one that the base class has made for itself.
@@ -315,15 +361,20 @@ class Listener(socketserver.ThreadingTCPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         peer = _peer(client_address, request.getsockname())
         try:
-            if self._service.admits(peer):
-                try:
-                    self._service.serve(request, peer, self._mode)
-                finally:
-                    self._service.left(peer)
-            else:
-                self._turn_away(request, peer)
+            client = self._service.identify(request, peer, self._proxies)
+            if client is not None:
+                self._admit(request, client)
         finally:
             self._service.give_slot()
+
+    def _admit(self, request: Any, client: Client) -> None:
+        if not self._service.admits(client.peer):
+            self._turn_away(request, client.peer)
+            return
+        try:
+            self._service.serve(request, client, self._mode)
+        finally:
+            self._service.left(client.peer)
 
     def _turn_away(self, request: Any, peer: Peer) -> None:
         log.warning("too many connections from %s, one is closed", peer)

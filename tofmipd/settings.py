@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 DEFAULT_PORT = 8025
@@ -18,17 +19,21 @@ SENDER_CHECKS = ("off", "others", "own")
 # Units of time in limits, the largest first, in seconds.
 TIME_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
+Network = IPv4Network | IPv6Network
+
 
 class Listen(NamedTuple):
     """One address to listen on; ``host`` is "" for all interfaces.
 
-    ``mode`` is one of TLS_MODES, "ssl" for TLS from the first octet, "plain" for none.
+    ``mode`` is one of TLS_MODES, "ssl" for TLS from the first octet, "plain" for none.  From the
+    networks of ``proxies`` the PROXY protocol is spoken, None stands for what all others do.
     """
 
     host: str
     port: int
     ipv6: bool = False
     mode: str = "plain"
+    proxies: tuple[Network, ...] | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if self.ipv6 else self.host
@@ -273,6 +278,8 @@ class Settings:
     one_cpu: bool = True
     insecure_auth: bool = False
     fix_bare_newline: bool = False
+    # Tell next hops that ask for it who the client is.
+    xclient: bool = False
     # Pass 8-bit messages on to a next hop that does not say that it takes them.
     pass_eight_bit: bool = False
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)

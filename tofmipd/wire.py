@@ -13,6 +13,10 @@ _LINGER_SECONDS = 2
 _LINGER_OCTETS = 4 << 20
 
 
+class Unwelcome(Exception):
+    """The client is to be parted from without a word; ``str()`` says why."""
+
+
 class Wire:
     """Octets to and from a client.
 
@@ -40,6 +44,13 @@ class Wire:
 
     def receive(self, octets: int, deadline: float) -> bytes:
         """Some octets, b"" when the client has closed; ``deadline`` is of time.monotonic()."""
+        return self._received(octets, deadline)
+
+    def peek(self, octets: int, deadline: float) -> bytes:
+        """As ``receive``, but they stay where they are: the next call gets them again."""
+        return self._received(octets, deadline, socket.MSG_PEEK)
+
+    def _received(self, octets: int, deadline: float, flags: int = 0) -> bytes:
         while True:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -48,7 +59,7 @@ class Wire:
                 self._limit = left
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left))
             try:
-                return self._socket.recv(octets)
+                return self._socket.recv(octets, flags)
             except BlockingIOError:
                 continue
 

@@ -19,7 +19,17 @@ from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
-TARGETS = ("session", "message", "newlines", "paths", "sasl", "replies", "frames", "header")
+TARGETS = (
+    "session",
+    "message",
+    "newlines",
+    "paths",
+    "sasl",
+    "replies",
+    "frames",
+    "header",
+    "proxy",
+)
 INPUT_LIMIT_OCTETS = 4096
 # One input that takes longer is a finding too.
 INPUT_LIMIT_SECONDS = 10

@@ -85,6 +85,8 @@ _SUBMISSION = (
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 # The name and the days of certificates that are not good for this machine.
 OTHER_NAME = "other.example.org"
+# They take XCLIENT from this machine.
+_BELIEVING = "smtpd_authorized_xclient_hosts=127.0.0.0/8"
 BAD_CERTIFICATES: dict[str, dict[str, Any]] = {
     "other": {"dns": [OTHER_NAME]},
     "expired": {"dns": ["localhost"], "days": OVER},
@@ -101,7 +103,8 @@ class Postfix(Hop):
     """A running one.  ``submission`` is the port that wants TLS and a login.
 
     ``others`` are such ports too: "implicit" begins with TLS, those of BAD_CERTIFICATES show them,
-    and a mechanism is the only one at its port, which demands no TLS.
+    and a mechanism is the only one at its port, which demands no TLS.  "xclient submission" takes
+    XCLIENT, and so does "xclient", which demands nothing.
     """
 
     base: Path
@@ -144,7 +147,8 @@ def running_postfix() -> Iterator[Postfix]:
         # Other accounts work below it, so it cannot be among the directories of pytest.
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tofmipd-postfix-")))
         base.chmod(0o755)
-        others = {name: free_port() for name in ("implicit", *BAD_CERTIFICATES, *MECHANISMS)}
+        names = ("implicit", *BAD_CERTIFICATES, *MECHANISMS, "xclient", "xclient submission")
+        others = {name: free_port() for name in names}
         postfix = Postfix(base, free_port(), free_port(), others)
         auth_ports = {name: stack.enter_context(_auth_service(name)) for name in MECHANISMS}
         with usual_umask():
@@ -191,7 +195,7 @@ def _write_files(postfix: Postfix, auth_ports: Mapping[str, int]) -> None:
         os.chown(base / name, account.pw_uid, account.pw_gid)
     make_certificate(base)
     authority().save(base)
-    options = {"implicit": ["smtpd_tls_wrappermode=yes"]}
+    options = {"implicit": ["smtpd_tls_wrappermode=yes"], "xclient submission": [_BELIEVING]}
     for name, fields in BAD_CERTIFICATES.items():
         chain, key = authority().issue("", kind="rsa", **fields).save(base, name)
         options[name] = [f"smtpd_tls_cert_file={chain}", f"smtpd_tls_key_file={key}"]
@@ -200,6 +204,8 @@ def _write_files(postfix: Postfix, auth_ports: Mapping[str, int]) -> None:
         options[name] = [path, "smtpd_tls_security_level=may"]
     services = [_service(postfix.submission, ())]
     services += [_service(postfix.others[name], more) for name, more in options.items()]
+    more = (_BELIEVING, "smtpd_sasl_auth_enable=yes")
+    services.append(_service(postfix.others["xclient"], more, ()))
     names = {
         "base": base,
         "host": HOST,
@@ -216,9 +222,9 @@ def _write_files(postfix: Postfix, auth_ports: Mapping[str, int]) -> None:
     postfix.sendmail.chmod(0o755)
 
 
-def _service(port: int, more: Iterable[str]) -> str:
+def _service(port: int, more: Iterable[str], demands: Iterable[str] = _SUBMISSION) -> str:
     """Lines of master.cf."""
-    lines = [f"{HOST}:{port} inet n - n - - smtpd", *(f"-o {o}" for o in (*_SUBMISSION, *more))]
+    lines = [f"{HOST}:{port} inet n - n - - smtpd", *(f"-o {o}" for o in (*demands, *more))]
     return "\n    ".join(lines)
 
 

@@ -72,7 +72,7 @@ def as_text(action: argparse.Action, value: Any) -> str:
             return "yes" if value is action.const else "no"
         case Listen():
             mode = {"": "", "ssl": ",ssl", "plain": ",plain"}.get(value.mode, f",tls={value.mode}")
-            return f"{value}{mode}"
+            return f"{value}{mode}{_proxies(value)}"
         case tuple():
             return ",".join(map(_one_of_several, value))
         case int() | float() if action.type is duration:
@@ -81,6 +81,12 @@ def as_text(action: argparse.Action, value: Any) -> str:
         case float():
             return f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)
+
+
+def _proxies(listen: Listen) -> str:
+    if listen.proxies is None:
+        return ""
+    return f",proxy={'+'.join(map(str, listen.proxies)) or 'none'}"
 
 
 def _one_of_several(value: Any) -> str:

@@ -125,4 +125,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="the password is its first line; - is standard input (default: the one of the"
         " password file; one that is hashed there, or that of --user, is asked for)",
     )
-    return parser.parse_known(arguments)
+    options = parser.parse_known(arguments)
+    if options.server.proxies is not None:
+        parser.error("--server: proxies are for who listens")
+    return options

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
 from tofmipd.handoff.nexthop import NextHop
-from tofmipd.handoff.opening import open_client
+from tofmipd.handoff.opening import NoLogin, open_client
 from tofmipd.handoff.replies import BadReply, NextHopReply, ReplyReader, refusal
+from tofmipd.handoff.xclient import Submitter
 from tofmipd.smtp.reply import Reply, printable
 
 _BATCH = 100
@@ -37,12 +38,13 @@ class Stale(Exception):
 
 
 class Connection:
-    """An open, greeted, authenticated session with the next hop.
+    """An open, greeted, authenticated session with the next hop, which has been told of the
+    ``submitter`` of the first message if it takes that.
 
     Raises HandOffFailed when it cannot be made.
     """
 
-    def __init__(self, hop: NextHop) -> None:
+    def __init__(self, hop: NextHop, submitter: Submitter | None = None) -> None:
         self.hop = hop
         self._reader = ReplyReader()
         # Whether the next hop waits for a message, or has had one, since this was taken into use.
@@ -52,12 +54,14 @@ class Connection:
         self._limit_seconds = 0.0
         # When it was last kept for another message; 0 for a connection that never was.
         self.idle_since = 0.0
-        client = open_client(hop)
-        self._features = {name.lower() for name in client.esmtp_features}
-        self._batch = _BATCH if "pipelining" in self._features else 1
-        self._client = client
+        self._client = client = open_client(hop, submitter)
+        self._learn_features()
         self._socket = client.sock
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _learn_features(self) -> None:
+        self._features = {name.lower() for name in self._client.esmtp_features}
+        self._batch = _BATCH if "pipelining" in self._features else 1
 
     def close(self) -> None:
         self.usable = False
@@ -72,6 +76,16 @@ class Connection:
             pass
         self.close()
 
+    @property
+    def bound(self) -> bool:
+        """Whether it is of use for messages of one client only."""
+        return self._client.told is not None and not self._client.takes_xclient
+
+    def fits(self, submitter: Submitter | None) -> bool:
+        """Whether the next hop does not take that client, or us for None, for somebody else."""
+        told = self._client.told
+        return told is None or told == submitter or not (submitter is None or self.bound)
+
     def alive(self) -> bool:
         """Whether the next hop has neither closed nor said anything unasked."""
         return self.usable and self._reader.idle and not self._readable()
@@ -84,16 +98,18 @@ class Connection:
     def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
         """See Transport.send_all.  Raises HandOffFailed, and Stale if this connection had been kept
         and is gone."""
-        self._guarded(lambda: self._transactions(copies, taken))
+        self._guarded(copies[0].submitter, lambda: self._transactions(copies, taken))
 
     def send_to_some(self, copy: Copy) -> Outcome:
         """See Transport.send_to_some.  Raises as ``send_all`` does."""
-        return self._guarded(lambda: self._partial_transaction(copy))
+        return self._guarded(copy.submitter, lambda: self._partial_transaction(copy))
 
-    def _guarded(self, action: Callable[[], _T]) -> _T:
-        """Do it; any failure makes an end of this connection."""
+    def _guarded(self, submitter: Submitter | None, action: Callable[[], _T]) -> _T:
+        """Do it for that client; any failure makes an end of this connection."""
         self._committed = False
         try:
+            if submitter is not None and submitter != self._client.told:
+                self._introduce(submitter)
             return action()
         except HandOffFailed:
             self.close()
@@ -104,6 +120,23 @@ class Connection:
             if self.idle_since and not self._committed and not isinstance(error, TimeoutError):
                 raise Stale from error
             raise HandOffFailed(_lost(self.hop, error)) from error
+
+    def _introduce(self, submitter: Submitter) -> None:
+        """Tell of the client, if the next hop takes that.  Raises OSError, BadReply: for a
+        connection that was kept there is another."""
+        client = self._client
+        # The client's own waits have other limits.
+        self._limit_seconds = 0.0
+        if client.introduce(submitter):
+            if self.hop.logs_in:
+                try:
+                    client.log_in()
+                except NoLogin as error:
+                    raise ConnectionAbortedError(str(error)) from error
+            client.expect_silence()
+            self._learn_features()
+        elif client.told is not None:
+            raise ConnectionAbortedError("it takes this client for another")
 
     def _transactions(self, copies: Sequence[Copy], taken: Taken) -> None:
         """Senders and recipients of all copies come before the first message; those of the

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from tofmipd.content import Content, stuffed
+from tofmipd.handoff.xclient import Submitter
 from tofmipd.smtp.reply import Reply
 
 
@@ -37,7 +38,8 @@ class Copy:
     """One message for some recipients.
 
     ``sender`` is empty for the null sender.  ``header`` ends with its empty line; the body is
-    ``content`` from ``body_start`` on, in wire form.
+    ``content`` from ``body_start`` on, in wire form.  ``submitter`` is of whom a next hop is told
+    that asks for it, None for nobody.
     """
 
     sender: bytes
@@ -46,6 +48,7 @@ class Copy:
     content: Content
     body_start: int = 0
     parameters: Parameters = NO_PARAMETERS
+    submitter: Submitter | None = None
 
     @property
     def size_octets(self) -> int:

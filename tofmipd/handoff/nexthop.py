@@ -44,6 +44,11 @@ class NextHop:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def logs_in(self) -> bool:
+        """Whether there is a login of ours for it."""
+        return bool(self.username and self.password)
+
+    @property
     def loopback(self) -> bool:
         """Whether it is on this very machine, as its name alone tells."""
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
+import logging
 import select
 import smtplib
 import socket
@@ -17,12 +18,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tofmipd import network
+from tofmipd.handoff import xclient
 from tofmipd.handoff.copy import HandOffFailed
 from tofmipd.handoff.nexthop import NextHop
 from tofmipd.handoff.replies import BadReply, ReplyReader
 from tofmipd.handoff.trust import NotTrusted, PeerCertificate, certificate_of, context_for
+from tofmipd.handoff.xclient import Submitter
 from tofmipd.network import Deadline, is_near
 from tofmipd.smtp.reply import Reply, printable
+
+log = logging.getLogger(__name__)
 
 _RECEIVE_OCTETS = 8192
 # In the order in which they are tried.
@@ -56,6 +61,9 @@ class Client(smtplib.SMTP):
         self.sock = sock
         self.address = address
         self.greeting = ""
+        # Whom the next hop takes for its client; None for us.
+        self.told: Submitter | None = None
+        self._refuses_xclient = False
         self._deadline = deadline
         self._reader = ReplyReader()
 
@@ -94,10 +102,37 @@ class Client(smtplib.SMTP):
             self.sock, server_hostname=self.hop.host, do_handshake_on_connect=False
         )
         network.shake_hands(self.sock, Deadline(self.hop.reply_timeout))
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Nothing that was said before counts any more."""
         self.helo_resp = self.ehlo_resp = None
         self.does_esmtp = False
         self.esmtp_features = {}
         self.ehlo_or_helo_if_needed()
+
+    @property
+    def takes_xclient(self) -> bool:
+        """Whether it may be told of a client now; Postfix can be told once on a connection."""
+        return "xclient" in self.esmtp_features and not self._refuses_xclient
+
+    def introduce(self, submitter: Submitter) -> bool:
+        """XCLIENT, where it is offered; whether the session has begun again, without a login.
+
+        A refusal is logged, and changes nothing.
+        """
+        offered = self.esmtp_features.get("xclient", "").split()
+        line = xclient.command(submitter, offered, with_login=not self.hop.logs_in)
+        if not line or self._refuses_xclient:
+            return False
+        code, said = self.docmd(line)
+        if code != 220:
+            log.warning("next hop %s refuses XCLIENT: %d %s", self.hop, code, _text(said))
+            self._refuses_xclient = True
+            return False
+        self.told = submitter
+        self._begin_again()
+        return True
 
     def log_in(self) -> str:
         """The mechanism that did it.  Raises NoLogin, smtplib.SMTPAuthenticationError."""
@@ -222,12 +257,17 @@ def _base64(octets: bytes) -> str:
     return base64.b64encode(octets).decode()
 
 
-def open_client(hop: NextHop) -> Client:
-    """Connect, greet, and where asked start TLS and log in.  Raises HandOffFailed."""
+def open_client(hop: NextHop, submitter: Submitter | None = None) -> Client:
+    """Connect, greet, and where asked start TLS, tell of a client, and log in.
+
+    Raises HandOffFailed.
+    """
     with failures_of(hop), greeted(hop) as client:
         if hop.tls == "starttls":
             client.secure()
-        if hop.username and hop.password:
+        if submitter is not None:
+            client.introduce(submitter)
+        if hop.logs_in:
             client.log_in()
         client.expect_silence()
         return client

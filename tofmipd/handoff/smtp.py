@@ -12,6 +12,7 @@ from typing import TypeVar
 from tofmipd.handoff.connection import Connection, Stale
 from tofmipd.handoff.copy import Copy, HandOffFailed, Outcome, Taken
 from tofmipd.handoff.nexthop import NextHop
+from tofmipd.handoff.xclient import Submitter
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ IDLE_LIMIT_SECONDS = 30
 # For so long a next hop that could not be had comes last.
 AVOID_SECONDS = 60
 _AVOIDED_LIMIT = 1000
+# So many to one next hop are kept that are of use for a single client only.
+_BOUND_LIMIT = 10
 # A QUIT may have to wait for a moment.
 _END_SECONDS = 5
 
@@ -41,14 +44,15 @@ class Pool:
         self._sweeper: threading.Thread | None = None
         self._closed = False
 
-    def take(self, hops: Sequence[NextHop]) -> Connection:
+    def take(self, hops: Sequence[NextHop], submitter: Submitter | None = None) -> Connection:
         """An idle connection that is still alive, or a new one, to the first next hop that can be
-        had.  Raises the HandOffFailed of the first one."""
-        return self._try(hops, self._take_one)
+        had; for messages of that client, where next hops are told.  Raises the HandOffFailed of
+        the first one."""
+        return self._try(hops, lambda hop: self._take_one(hop, submitter))
 
-    def open(self, hops: Sequence[NextHop]) -> Connection:
+    def open(self, hops: Sequence[NextHop], submitter: Submitter | None = None) -> Connection:
         """A new connection, as ``take``."""
-        return self._try(hops, Connection)
+        return self._try(hops, lambda hop: Connection(hop, submitter))
 
     def give_back(self, connection: Connection) -> None:
         """Keep the connection for the next message, unless it has served its turn."""
@@ -61,9 +65,16 @@ class Pool:
         connection.idle_since = time.monotonic()
         with self._changed:
             if not self._closed:
-                self._idle.setdefault(connection.hop, []).append(connection)
+                kept = self._idle.setdefault(connection.hop, [])
+                kept.append(connection)
                 self._have_swept()
-                return
+                if not connection.bound:
+                    return
+                bound = [one for one in kept if one.bound]
+                if len(bound) <= _BOUND_LIMIT:
+                    return
+                connection = bound[0]
+                kept.remove(connection)
         connection.quit()
 
     def close(self) -> None:
@@ -96,20 +107,23 @@ class Pool:
             return connection
         raise failures[hops[0]]
 
-    def _take_one(self, hop: NextHop) -> Connection:
-        while (connection := self._pop(hop)) is not None:
+    def _take_one(self, hop: NextHop, submitter: Submitter | None) -> Connection:
+        while (connection := self._pop(hop, submitter)) is not None:
             if connection.alive():
                 return connection
             connection.close()
-        return Connection(hop)
+        return Connection(hop, submitter)
 
-    def _pop(self, hop: NextHop) -> Connection | None:
+    def _pop(self, hop: NextHop, submitter: Submitter | None) -> Connection | None:
         with self._changed:
-            kept = self._idle.get(hop)
-            connection = kept.pop() if kept else None
-            if not kept:
-                self._idle.pop(hop, None)
-            return connection
+            kept = self._idle.get(hop, [])
+            for place in range(len(kept) - 1, -1, -1):
+                if kept[place].fits(submitter):
+                    connection = kept.pop(place)
+                    if not kept:
+                        del self._idle[hop]
+                    return connection
+            return None
 
     def _by_preference(self, hops: Sequence[NextHop]) -> Sequence[NextHop]:
         """Those that could not be had a moment ago come last."""
@@ -193,19 +207,20 @@ class SmtpTransport:
 
     def send_all(self, copies: Sequence[Copy], taken: Taken) -> None:
         """See Transport."""
-        self._use(lambda connection: connection.send_all(copies, taken))
+        submitter = copies[0].submitter
+        self._use(submitter, lambda connection: connection.send_all(copies, taken))
 
     def send_to_some(self, copy: Copy) -> Outcome:
         """See Transport."""
-        return self._use(lambda connection: connection.send_to_some(copy))
+        return self._use(copy.submitter, lambda connection: connection.send_to_some(copy))
 
-    def _use(self, action: Callable[[Connection], _T]) -> _T:
+    def _use(self, submitter: Submitter | None, action: Callable[[Connection], _T]) -> _T:
         """Do it on a kept connection; one that turns out stale is replaced once."""
-        connection = self._pool.take(self._hops)
+        connection = self._pool.take(self._hops, submitter)
         try:
             result = action(connection)
         except Stale:
-            connection = self._pool.open(self._hops)
+            connection = self._pool.open(self._hops, submitter)
             result = action(connection)
         self._pool.give_back(connection)
         return result

@@ -20,6 +20,7 @@ from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
 from tofmipd.handoff.smtp import Pool, SmtpTransport
 from tofmipd.handoff.stored import Origin
+from tofmipd.handoff.xclient import Submitter
 from tofmipd.privsep.errands import Errands, variables_of
 from tofmipd.privsep.nexthops import configured_hops, names_next_hop
 from tofmipd.privsep.submission import (
@@ -77,7 +78,8 @@ class House:
     ``retries`` looks after the outbox, None for none; with ``spool`` all messages go there first.
     ``note`` puts one line on the log, at INFO: that of every recipient of every message.
     ``script_timeout`` is in seconds, for a command of a filter.  ``senders`` says whose addresses
-    a login may use, None for everybody's.  ``relay`` has the next hops for configurations that
+    a login may use, None for everybody's.  With ``xclient`` next hops that ask for it are told of
+    the client.  ``relay`` has the next hops for configurations that
     name none, in order of preference; none stands for the sendmail program.
     """
 
@@ -93,6 +95,7 @@ class House:
     senders: SenderRules | None = None
     retries: Retries | None = None
     spool: bool = False
+    xclient: bool = False
     relay: tuple[NextHop, ...] = ()
 
 
@@ -204,6 +207,7 @@ class Outbound:
     def _hand_over(self, tagged: list[Tagged], job: _Job, profile: Profile, stamp: Stamp) -> Reply:
         config = profile.config
         parameters = parameters_of(job.envelope)
+        submitter = submitter_of(job.envelope) if self._house.xclient else None
         copies = [
             Copy(
                 t.sender,
@@ -212,6 +216,7 @@ class Outbound:
                 job.content,
                 job.body_start,
                 parameters,
+                submitter,
             )
             for t in tagged
         ]
@@ -330,6 +335,14 @@ class Outbound:
         """Of programs that run for this user (feature row TO-87)."""
         variables = variables_of(self._owner.login, self._owner.home)
         return variables | ({"TCPLOCALIP": local_address} if local_address else {})
+
+
+def submitter_of(envelope: Envelope) -> Submitter | None:
+    """Of whom the next hop is told; None where nothing is known."""
+    peer = envelope.peer
+    if not peer.address:
+        return None
+    return Submitter(peer.address, peer.port, envelope.login, envelope.helo, envelope.protocol)
 
 
 def parameters_of(envelope: Envelope) -> Parameters:

@@ -96,6 +96,7 @@ def house(
         senders=_sender_rules(settings),
         retries=retries,
         spool=settings.queue.spool,
+        xclient=settings.xclient,
         relay=relay_hops(
             settings.relay,
             settings.next_hop,

@@ -23,7 +23,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """What a TLS handshake has led to.
+    """What a TLS handshake has led to; version and cipher are "" where not known.
 
     ``at_once``: it came first on the connection (RFC 8314), not by STARTTLS.  ``certificate``
     is the client's, as DER, b"" for none that could be verified; ``names`` are whom it names.
@@ -39,7 +39,8 @@ class Encryption:
 
     def __str__(self) -> str:
         how = "SMTP over TLS" if self.at_once else "STARTTLS"
-        return f"using {how}, {self.version} {self.cipher}"
+        names = " ".join(filter(None, (self.version, self.cipher)))
+        return f"using {how}, {names}" if names else f"using {how}"
 
 
 @dataclass(slots=True)
