@@ -142,9 +142,10 @@ def report_idle(results: Mapping[str, Idle], sessions: int) -> None:
     table(title, "", header, rows)
 
 
-def report_startup(results: Mapping[str, Sequence[Timing]]) -> None:
-    """Print the table of start-up times."""
+def report_startup(results: Mapping[str, Sequence[Timing]], bare: str) -> None:
+    """Print the table of start-up times; ``bare`` is the command that others are compared with."""
     rows = []
+    least = statistics.median(timing.wall_ms for timing in results[bare])
     for name, timings in results.items():
         wall = [timing.wall_ms for timing in timings]
         cpu = [timing.cpu_ms for timing in timings]
@@ -153,7 +154,13 @@ def report_startup(results: Mapping[str, Sequence[Timing]]) -> None:
                 name,
                 f"{statistics.median(wall):.1f}",
                 f"{min(wall):.1f}",
+                f"{statistics.median(wall) - least:+.1f}",
                 f"{statistics.median(cpu):.1f}",
             ]
         )
-    table("Start-up", "", ["command", "wall ms median", "wall ms min", "CPU ms median"], rows)
+    table(
+        "Start-up",
+        "",
+        ["command", "wall ms median", "wall ms min", "above bare", "CPU ms median"],
+        rows,
+    )

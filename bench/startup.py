@@ -22,7 +22,10 @@ from running import LOG_TAIL, START_ERRORS
 STARTUP_RUNS = 15
 DISCARD_PORT = 9  # of the next hop, which no session here gets as far as
 
+# What all one-session servers are compared with.
+BARE = "python3 -I -c 'import socket'"
 INTERPRETER_ARGUMENTS = {
+    BARE: ["-I", "-c", "import socket"],
     "python3 -c pass": ["-c", "pass"],
     "python3 -S -E -c pass": ["-S", "-E", "-c", "pass"],
     "python3 -S -E -c 'import socket'": ["-S", "-E", "-c", "import socket"],
@@ -153,5 +156,5 @@ def measure_startup(contenders: Iterable[Contender], programs: Programs) -> dict
         for _ in range(STARTUP_RUNS):
             for name, command in commands.items():
                 timings[name].append(command())
-    report_startup(timings)
+    report_startup(timings, BARE)
     return timings
