@@ -163,9 +163,16 @@ BROKEN = {
     ),
     "places of files": (
         {"file": ""},
-        ["--log-file=nowhere/log", "--outbox=file/x", "--limit=1/1h", "--limit-file=no/limits"],
+        [
+            "--log-file=nowhere/log",
+            "--pid-file=file/pid",
+            "--outbox=file/x",
+            "--limit=1/1h",
+            "--limit-file=no/limits",
+        ],
         [
             "--log-file: cannot write the log file {home}/nowhere/log: there is no directory",
+            "--pid-file: cannot write the pid file {home}/file/pid: there is no directory",
             "--outbox: no outbox in {home}/file/x: {home}/file is not a directory",
             "--limit-file: {home}/no/limits: limits cannot be kept here: there is no directory",
         ],
@@ -404,6 +411,8 @@ def test_who_may_have_no_configuration_is_no_fault_for_a_pure_proxy(check, home)
         (["--usr=x"], "unknown option '--usr'"),
         (["extra"], "unknown argument 'extra'"),
         (["-C", "x"], "'x' is not a whole number"),
+        # No client waits for a word here.
+        (["-1", "-C", "x"], "'x' is not a whole number"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_with_status_64(arguments, words, check):

@@ -132,6 +132,18 @@ def test_there_is_a_line_where_there_is_nothing(home, queue):
     assert not os.path.exists(home.outbox.directory)
 
 
+def test_the_outbox_is_where_the_daemons_file_says(home, queue, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    home.put()
+    conf = home.path / ".config/tofmipd.conf"
+    conf.parent.mkdir()
+    conf.write_text("szie 1\noutbox ~/elsewhere\n")
+    assert queue()[1] == "nothing waits for the next hop\n"
+    (home.path / ".tmda/outbox").rename(home.path / "elsewhere")
+    assert queue()[1].splitlines()[1].startswith("one ")
+    assert queue("--outbox", str(home.path / "none"))[1] == "nothing waits for the next hop\n"
+
+
 def test_a_message_has_a_row(home, queue):
     events = [
         Event(TAKEN, 1, Place(0, 0), "hop:25", "250 ok"),

@@ -476,3 +476,20 @@ def test_a_name_of_other_octets_can_be_removed(user, path):
     assert name_in_file(b"\xff") == "\ufffd"
     assert user("del", b"\xff") == (0, "", "")
     assert path.read_bytes() == b"bob:b\n"
+
+
+def test_without_a_name_it_is_the_password_file_of_the_daemon(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    conf = tmp_path / ".config/tofmipd.conf"
+    conf.parent.mkdir()
+    for text, path in [
+        ("pamauth x\nauthfile ~/one\nauthfile ~/two\n", tmp_path / "one"),
+        ("size 1\n", tmp_path / ".tmda/tofmipd"),
+    ]:
+        conf.write_text(text)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"in-{path.name}:x\n")
+        path.chmod(0o600)
+        assert cli.main(["user", "list", "--personal"]) == 0
+        assert capsys.readouterr().out.startswith(f"in-{path.name} ")

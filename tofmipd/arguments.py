@@ -78,12 +78,13 @@ class Parser(argparse.ArgumentParser):
             raise ValueError(self._unknown(unknown[0]))
         return options
 
-    def take(self, options: argparse.Namespace, name: str, value: str) -> None:
-        """As if ``--name=value`` were said after what is in ``options``.  Raises ValueError."""
+    def fault_of(self, word: str) -> str:
+        """Why ``--name=value`` cannot be said, "" if it can."""
         try:
-            self.parse_known_args([f"--{name}={value}"], options)
+            self.parse_known_args([word])
         except argparse.ArgumentError as error:
-            raise ValueError(error.message) from None
+            return error.message
+        return ""
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status, which is one of sysexits.h."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if "-1" in arguments or "--one-session" in arguments:
+    is_daemon = not arguments or arguments[0].startswith("-")
+    if is_daemon and ("-1" in arguments or "--one-session" in arguments):
         from tofmipd import onesession
 
         return onesession.guarded(_main, arguments)
@@ -119,7 +120,7 @@ def _run(arguments: list[str]) -> int:
     connection = _connection(settings) if settings.one_session else None
     from tofmipd import daemon
 
-    directory = os.getcwd()
+    directory = current_directory()
     return daemon.run(settings, again=lambda: _options(arguments, directory), connection=connection)
 
 
@@ -176,20 +177,28 @@ def attempt(arguments: list[str], directory: str = "") -> tuple[Settings | None,
     No settings where options contradict each other.  Raises Fatal for the command line, and for a
     file that cannot be read.
     """
-    parser = _parser()
-    try:
-        said = from_command_line(parser, arguments, directory)
-    except ValueError as error:
-        raise Fatal(USAGE, str(error)) from None
-    who = person()
-    path = _config_file(said.options, who, directory)
-    text = read_config(path, named=said.options.config is not None) if path else None
-    given = merged(parser, said, from_file(parser, path, text or ""))
-    given.options.config_file = path if text is not None else ""
+    given, who = options_of(arguments, directory), person()
     faults = tuple(_faults(given, who))
     if faults:
         return None, given._replace(faults=given.faults + faults)
     return _settings(given.options, who, directory), given
+
+
+def options_of(arguments: list[str], directory: str = "") -> Given:
+    """The options alone, without a question to anybody; faults are those of lines of the file.
+
+    Raises Fatal for the command line, and for a file that cannot be read.
+    """
+    parser, who = _parser(), person()
+    try:
+        said = from_command_line(parser, arguments, directory)
+    except ValueError as error:
+        raise Fatal(USAGE, str(error)) from None
+    path = _config_file(said.options, who, directory)
+    text = read_config(path, named=said.options.config is not None) if path else None
+    given = merged(parser, said, from_file(parser, path, text or ""))
+    given.options.config_file = path if text is not None else ""
+    return given
 
 
 _parser = functools.cache(make_parser)
@@ -413,6 +422,13 @@ def absolute(path: str, home: str, directory: str = "") -> str:
     if path == "~" or path.startswith("~/"):
         path = home + path[1:]
     return os.path.abspath(os.path.join(directory, path)) if path else ""
+
+
+def current_directory() -> str:
+    """ "" where it has been removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return ""
 
 
 def person() -> Person:

@@ -24,7 +24,8 @@ _TOGETHER = (
     frozenset({"sources", "authfile", "authprog", "remoteauth", "pamauth"}),
     frozenset({"proxyport", "ipv6proxyport"}),
 )
-_TRUTH = {"yes": True, "no": False}
+# A switch that stands alone is on.
+_TRUTH = {None: True, "yes": True, "no": False}
 _PATHS = frozenset({"FILE", "DIR", "PATH"})
 
 # By destination: where each value of an option was said, "FILE:LINE" or COMMAND_LINE.
@@ -129,23 +130,24 @@ def from_file(parser: Parser, path: str, text: str) -> Given:
             reading.take(line)
         except ValueError as error:
             faults[line.number] = str(error)
-    origins = {
-        name: tuple(f"{path}:{number}" for number in numbers)
-        for name, numbers in reading.numbers.items()
-    }
-    return Given(
-        reading.options,
-        origins,
-        tuple(Fault(f"{path}:{number}", faults[number], CONFIG) for number in sorted(faults)),
-    )
+    options = reading.finish(faults)
+    origins: Origins = {}
+    for line, action in reading.said:
+        for name in (action.dest, "sources") if is_source(action) else (action.dest,):
+            before = origins.get(name, ()) if isinstance(getattr(options, name), list) else ()
+            origins[name] = (*before, f"{path}:{line.number}")
+    said = [Fault(f"{path}:{number}", faults[number], CONFIG) for number in sorted(faults)]
+    return Given(options, origins, tuple(said))
 
 
 class _Reading:
-    """A file, line by line."""
+    """A file, line by line; then all that it says is parsed at once, for that takes time.
+
+    ``said`` are the lines without a fault, each with its option.
+    """
 
     def __init__(self, parser: Parser) -> None:
-        self.options = parser.given([])
-        self.numbers: dict[str, tuple[int, ...]] = {}
+        self.said: list[tuple[Line, argparse.Action]] = []
         self._parser = parser
         self._known = in_file(parser)
 
@@ -154,32 +156,33 @@ class _Reading:
         action = self._known.get(line.name)
         if action is None:
             raise ValueError(self._unknown(line.name))
-        before = dict(vars(self.options))
-        earlier = self.numbers.get(action.dest)
-        if earlier and not (is_source(action) or isinstance(before[action.dest], list)):
-            raise ValueError(f"{line.name}: line {earlier[-1]} says it already")
-        try:
-            self._set(action, line)
-        except ValueError as error:
-            raise ValueError(f"{line.name}: {error}") from None
-        for name, value in vars(self.options).items():
-            if value is not before[name]:
-                several = isinstance(value, list) and self.numbers.get(name)
-                self.numbers[name] = (*(several or ()), line.number)
+        if not (is_source(action) or isinstance(action.default, list)):
+            for earlier, other in self.said:
+                if other.dest == action.dest:
+                    raise ValueError(f"{line.name}: line {earlier.number} says it already")
+        fault = _fault_of(action, line)
+        if fault:
+            raise ValueError(f"{line.name}: {fault}")
+        self.said.append((line, action))
 
-    def _set(self, action: argparse.Action, line: Line) -> None:
-        """Raises ValueError."""
-        if is_switch(action):
-            word = "yes" if line.value is None else line.value
-            if word not in _TRUTH:
-                raise ValueError(f"yes or no, not {word!r}")
-            setattr(self.options, action.dest, action.const is _TRUTH[word])
-            return
-        if line.value is None:
-            raise ValueError(f"its value is missing: {line.name} {action.metavar or 'WORD'}")
-        if is_path(action) and line.value and not _is_whole(line.value):
-            raise ValueError(f"{line.value!r} must begin with / or ~/, for a file is read anywhere")
-        self._parser.take(self.options, line.name, line.value)
+    def finish(self, faults: dict[int, str]) -> argparse.Namespace:
+        """The options; lines that cannot be parsed are faults, too."""
+        try:
+            options = self._parser.given(self._words())
+        except ValueError:
+            for line, action in self.said:
+                fault = "" if is_switch(action) else self._parser.fault_of(_word(line))
+                if fault:
+                    faults[line.number] = f"{line.name}: {fault}"
+            self.said = [pair for pair in self.said if pair[0].number not in faults]
+            options = self._parser.given(self._words())
+        for line, action in self.said:
+            if is_switch(action):
+                setattr(options, action.dest, action.const is _TRUTH[line.value])
+        return options
+
+    def _words(self) -> list[str]:
+        return [_word(line) for line, action in self.said if not is_switch(action)]
 
     def _unknown(self, name: str) -> str:
         bare = name.lower().strip("-")
@@ -194,6 +197,21 @@ class _Reading:
         found = short.get(name.strip("-")) or (near[0] if near else "")
         hint = f"did you mean {found}?" if found else "tofmipd --help shows all, without the dashes"
         return f"unknown option {name!r}; {hint}"
+
+
+def _word(line: Line) -> str:
+    return f"--{line.name}={line.value}"
+
+
+def _fault_of(action: argparse.Action, line: Line) -> str:
+    """What is wrong with a value but its type, "" for nothing."""
+    if is_switch(action):
+        return "" if line.value in _TRUTH else f"yes or no, not {line.value!r}"
+    if line.value is None:
+        return f"its value is missing: {line.name} {action.metavar or 'WORD'}"
+    if is_path(action) and line.value and not _is_whole(line.value):
+        return f"{line.value!r} must begin with / or ~/, for a file is read anywhere"
+    return ""
 
 
 def is_source(action: argparse.Action) -> bool:

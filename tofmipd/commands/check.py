@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import os
 import sys
 
 from tofmipd.arguments import Parser
-from tofmipd.cli import attempt
+from tofmipd.cli import attempt, current_directory
 from tofmipd.commands.checkdaemon import check_daemon
 from tofmipd.commands.checkports import check_ports
 from tofmipd.commands.checkreport import Report
@@ -28,7 +26,8 @@ options are those of the daemon, and its configuration file is read."""
 def main(arguments: list[str]) -> int:
     """Check; 0 if the daemon could start so, else 78.  Raises Fatal for a wrong command line."""
     options, rest = _parse(arguments)
-    settings, given = attempt(rest, _directory())
+    # What is printed is good anywhere.
+    settings, given = attempt(rest, current_directory())
     if options.print and settings is not None and not given.faults:
         for line in effective(settings, given):
             print(line)
@@ -41,16 +40,10 @@ def main(arguments: list[str]) -> int:
         # What checks would log they say here.
         logging.getLogger("tofmipd").propagate = False
         check_daemon(report, settings)
-        check_ports(report, settings)
+        if not settings.one_session:
+            check_ports(report, settings)
         check_user(report, settings, options.user)
     return _tell(report)
-
-
-def _directory() -> str:
-    """Where paths of the command line begin: what is printed is good anywhere."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.getcwd()
-    return ""
 
 
 def _tell(report: Report) -> int:

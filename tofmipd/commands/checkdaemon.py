@@ -198,10 +198,11 @@ def _relay(report: Report, settings: Settings) -> None:
 
 def _places(report: Report, settings: Settings) -> None:
     """Where files are made."""
-    if settings.log_file:
-        fault = why_not_writable(settings.log_file)
+    for name, what in (("log_file", "log file"), ("pid_file", "pid file")):
+        path = getattr(settings, name)
+        fault = why_not_writable(path) if path else ""
         if fault:
-            report.blame(f"cannot write the log file {settings.log_file}: {fault}", "log_file")
+            report.blame(f"cannot write the {what} {path}: {fault}", name)
     if settings.configdir and not os.path.isdir(settings.configdir):
         report.blame(f"{settings.configdir} is not a directory", "configdir")
     outbox = settings.outbox

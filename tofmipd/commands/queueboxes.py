@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tofmipd.cli import absolute, person, settings_from
+from tofmipd.cli import absolute, options_of, person, settings_from
 from tofmipd.errors import CONFIG, Fatal
 from tofmipd.privsep.accounts import Account, Admission, NoAccount
 from tofmipd.privsep.deputy import Deputy
@@ -63,9 +63,10 @@ def settings_for(options: argparse.Namespace) -> Settings:
         return settings_from(given)
     who = person()
     mode = GlobalMode() if who.uid == 0 and not options.personal else None
-    return Settings(
-        who, global_mode=mode, queue=Queue(directory=absolute(options.outbox, who.home))
-    )
+    outbox = options.outbox
+    if not outbox:
+        outbox = options_of(["--personal"] if options.personal else []).options.outbox
+    return Settings(who, global_mode=mode, queue=Queue(directory=absolute(outbox, who.home)))
 
 
 def boxes_of(settings: Settings, fault: Callable[[str], None]) -> Iterator[Box]:

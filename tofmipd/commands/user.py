@@ -23,10 +23,11 @@ from tofmipd.auth.passwordfile import (
     split_line,
 )
 from tofmipd.auth.saslprep import login_name
-from tofmipd.cli import absolute, person
+from tofmipd.cli import absolute, options_of, person
 from tofmipd.commands.prompt import ask_password
 from tofmipd.commands.rewrite import rewrite
 from tofmipd.errors import CONFIG, DATA, PERMISSION, TEMPORARY, Fatal
+from tofmipd.settings import Person
 
 _USAGE = """tofmipd user add | passwd [-a FILE] [--scheme SCHEME]
                           [--password-file FILE | --generate] NAME
@@ -55,10 +56,8 @@ def main(arguments: list[str]) -> int:
     """Do what the verb says; the exit status."""
     options = _parse(arguments)
     who = person()
-    default = f"{who.home}/.tmda/tofmipd"
-    if who.uid == 0 and not options.personal:
-        default = "/etc/tofmipd"
-    users = _Users(absolute(options.authfile or default, who.home), who.uid)
+    path = options.authfile or _file_of_daemon(who, personal=options.personal)
+    users = _Users(absolute(path, who.home), who.uid)
     match options.verb:
         case "list":
             _list(users, as_json=options.json)
@@ -71,6 +70,14 @@ def main(arguments: list[str]) -> int:
         case verb:
             _set_password(users, _login_name(options.name), options, there=verb == "passwd")
     return 0
+
+
+def _file_of_daemon(who: Person, *, personal: bool) -> str:
+    """The first one of its configuration file, else the usual one.  Raises Fatal."""
+    sources = options_of(["--personal"] if personal else []).options.sources
+    files = [spec.argument for spec in sources if spec.kind == "file"]
+    usual = f"{who.home}/.tmda/tofmipd" if personal or who.uid != 0 else "/etc/tofmipd"
+    return files[0] if files else usual
 
 
 def _set_password(users: _Users, name: str, options: argparse.Namespace, *, there: bool) -> None:
