@@ -343,6 +343,7 @@ def taken():
         ("postfix", CONFIG, "(by postfix, pid "),
         ("tofmipd", 0, "in use by tofmipd, pid "),
         ("systemd", 0, "in use by systemd, pid "),
+        ("somebody else's", CONFIG, "(by the tofmipd of somebody else, pid "),
     ],
 )
 def test_a_port_of_another_program_is_a_fault_and_one_of_a_tofmipd_a_note(
@@ -350,7 +351,9 @@ def test_a_port_of_another_program_is_a_fault_and_one_of_a_tofmipd_a_note(
 ):
     """This very process has it, which does not count itself otherwise."""
     monkeypatch.setattr(checkports, "_all_pids", lambda: [os.getpid()])
-    monkeypatch.setattr(checkports, "_is_tofmipd", lambda pid: name == "tofmipd")
+    else_s = name == "somebody else's"
+    monkeypatch.setattr(checkports, "_is_tofmipd", lambda pid: else_s or name == "tofmipd")
+    monkeypatch.setattr(checkports, "_is_ours", lambda pid: not else_s)
     monkeypatch.setattr(checkports, "_comm", lambda pid: name)
     told = check(listen=taken)
     assert told.status == status
@@ -362,9 +365,9 @@ def test_a_port_of_another_program_is_a_fault_and_one_of_a_tofmipd_a_note(
 @pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="needs /proc")
 def test_where_nobody_sees_who_listens_a_running_tofmipd_is_taken_for_it(check, taken, monkeypatch):
     monkeypatch.setattr(checkports, "_pids_of", lambda inodes: [])
-    monkeypatch.setattr(checkports, "_all_pids", lambda: [77])
+    monkeypatch.setattr(checkports, "_all_pids", lambda: [os.getpid()])
     monkeypatch.setattr(checkports, "_is_tofmipd", lambda pid: True)
-    assert check(listen=taken).out[-1].endswith("in use by tofmipd, it seems, pid 77")
+    assert check(listen=taken).out[-1].endswith(f"in use by tofmipd, it seems, pid {os.getpid()}")
     monkeypatch.setattr(checkports, "_is_tofmipd", lambda pid: False)
     assert check(listen=taken).status == CONFIG
 

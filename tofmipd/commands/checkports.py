@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from tofmipd.commands.checkreport import Report
 from tofmipd.options import COMMANDS
@@ -16,6 +17,8 @@ _LISTENING = "0A"
 _NETWORK = "/proc/net/tcp{}"
 # Whoever listens for a daemon of ours: itself, or what starts it.
 _GOOD = ("tofmipd", "systemd")
+# What the processes that listen are called in global mode.
+_ROOTS = ("tofmipd-monitor", "tofmipd-server")
 
 
 def check_ports(report: Report, settings: Settings) -> None:
@@ -47,31 +50,36 @@ def check_ports(report: Report, settings: Settings) -> None:
 
 def _holder(where: Listen) -> str:
     """Who listens there, "" if that cannot be told; one of _GOOD only if there is no other."""
-    holders = [_named(pid) for pid in _pids_of(set(_inodes(where)))]
+    sockets = [one for one in _listening(where.ipv6) if _overlap(one, where)]
+    holders = [_named(pid) for pid in _pids_of({one.inode for one in sockets})]
     if holders:
         others = [name for name in holders if not name.startswith(_GOOD)]
         return (others or sorted(holders, reverse=True))[0]
-    # Nobody but root, and not even he everywhere, sees what processes of others have open.
-    running = [pid for pid in _all_pids() if _is_tofmipd(pid)]
-    return f"tofmipd, it seems, pid {running[0]}" if running else ""
+    # What processes have open can be hidden even from root, but not who has made a socket.
+    if sockets and all(one.uid == os.getuid() for one in sockets):
+        running = [pid for pid in _all_pids() if _is_tofmipd(pid) and _is_ours(pid)]
+        return f"tofmipd, it seems, pid {running[0]}" if running else ""
+    return ""
 
 
-def _inodes(where: Listen) -> Iterator[str]:
-    """Of the sockets that listen on the address, or on all."""
-    for text, port, inode in _listening(where.ipv6):
-        if port == where.port and _overlap(text, where):
-            yield inode
+class _Socket(NamedTuple):
+    """One that listens; ``uid`` is that of who has made it."""
+
+    address: str
+    port: int
+    uid: int
+    inode: str
 
 
-def _listening(ipv6: bool) -> Iterator[tuple[str, int, str]]:
-    """Address, port and inode of each listening socket (proc_pid_net(5))."""
+def _listening(ipv6: bool) -> Iterator[_Socket]:
+    """All that may be in the way (proc_pid_net(5))."""
     for version in ("6", "") if not ipv6 else ("6",):
         with contextlib.suppress(OSError), open(_NETWORK.format(version)) as file:
             for line in list(file)[1:]:
                 words = line.split()
                 if words[3] == _LISTENING:
                     address, _, port = words[1].partition(":")
-                    yield _address(address), int(port, 16), words[9]
+                    yield _Socket(_address(address), int(port, 16), int(words[7]), words[9])
 
 
 def _address(digits: str) -> str:
@@ -83,13 +91,15 @@ def _address(digits: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(octets) == 4 else socket.AF_INET6, octets)
 
 
-def _overlap(text: str, where: Listen) -> bool:
-    family = socket.AF_INET6 if where.ipv6 else socket.AF_INET
-    if not where.host or text in ("0.0.0.0", "::"):
+def _overlap(one: _Socket, where: Listen) -> bool:
+    if one.port != where.port:
+        return False
+    if not where.host or one.address in ("0.0.0.0", "::"):
         return True
+    family = socket.AF_INET6 if where.ipv6 else socket.AF_INET
     with contextlib.suppress(OSError):
         found = socket.getaddrinfo(where.host, None, family, socket.SOCK_STREAM)
-        return text in {str(info[4][0]) for info in found}
+        return one.address in {str(info[4][0]) for info in found}
     return False
 
 
@@ -113,8 +123,20 @@ def _all_pids() -> list[int]:
 
 
 def _named(pid: int) -> str:
-    name = "tofmipd" if _is_tofmipd(pid) else _comm(pid) or "process"
+    name = _comm(pid) or "process"
+    if _is_tofmipd(pid):
+        name = "tofmipd" if _is_ours(pid) else "the tofmipd of somebody else"
     return f"{name}, pid {pid}"
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it runs as this user, or belongs to root's daemon and root asks."""
+    if os.getuid() == 0 and _comm(pid) in _ROOTS:
+        return True
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", errors="replace") as file:
+        uids = next(line for line in file if line.startswith("Uid:"))
+        return int(uids.split()[1]) == os.getuid()
+    return False
 
 
 def _comm(pid: int) -> str:
@@ -125,7 +147,7 @@ def _comm(pid: int) -> str:
 
 def _is_tofmipd(pid: int) -> bool:
     """Whether it is a daemon; its tools listen nowhere."""
-    if _comm(pid) in ("tofmipd-monitor", "tofmipd-server"):
+    if _comm(pid) in _ROOTS:
         return True
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", errors="replace") as file:
         words = file.read().split("\0")
