@@ -257,7 +257,9 @@ def _needs(report: Report, settings: Settings, rights: Rights | None) -> None:
     """In global mode the service's account stands for everybody who is not root."""
     needs = list(_all_needs(settings))
     if settings.global_mode is None:
-        missing = [need for need in needs if not os.access(need.path, need.mode)]
+        # The list of senders has been read already.
+        own = [need for need in needs if need.option != "senders"]
+        missing = [need for need in own if not os.access(need.path, need.mode)]
         who = settings.person.name
     elif rights is None or not needs:
         return
