@@ -66,6 +66,8 @@ def run(capsys):
 def home(tmp_path, monkeypatch):
     """Nothing here may touch the files of whoever runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(cli, "GLOBAL_CONFIG", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -445,6 +445,8 @@ ssl-key ~/k
 ciphers "HIGH"
 sender-domain a.example
 sender-domain b.example
+proxy-protocol 192.0.2.0/28,2001:db8::/32
+proxy-protocol 192.0.2.77
 """
 
 
@@ -473,6 +475,10 @@ def test_what_is_in_force_is_printed_with_its_origin(check, home):
     assert values["authfile"] == [(f'"{home.path}/pass words # 1"', f"{conf}:10")]
     assert values["proxyport"] == [("127.0.0.1:0,tls=on", f"{conf}:12")]
     assert values["sender-domain"] == [("a.example", f"{conf}:17"), ("b.example", f"{conf}:18")]
+    assert [value for value, _ in values["proxy-protocol"]] == [
+        "192.0.2.0/28,2001:db8::/32",
+        "192.0.2.77/32",
+    ]
     assert values["outbox"] == [(f"{home.path}/.tmda/outbox", "default")]
     assert (values["foreground"], values["debug"]) == (
         [("yes", f"{conf}:1")],

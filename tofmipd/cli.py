@@ -46,6 +46,9 @@ from tofmipd.settings import (
 if TYPE_CHECKING:
     from tofmipd.onesession import Connection
 
+# Options of a daemon that root starts for all users.
+GLOBAL_CONFIG = "/etc/tofmipd.conf"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status, which is one of sysexits.h."""
@@ -209,7 +212,7 @@ def _config_file(options: argparse.Namespace, who: Person, directory: str) -> st
     if options.config is not None:
         return "" if options.config == "none" else absolute(options.config, who.home, directory)
     if _is_global(options):
-        return "/etc/tofmipd.conf"
+        return GLOBAL_CONFIG
     base = os.environ.get("XDG_CONFIG_HOME", "")
     # Another one than a whole path does not count (XDG Base Directory Specification).
     return f"{base if base.startswith('/') else who.home + '/.config'}/tofmipd.conf"

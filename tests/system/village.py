@@ -84,8 +84,9 @@ class Village:
         new.replace(self.passwords)
 
     def options(self, *options: str) -> tuple[str, ...]:
-        own = ("-u", self.service, "-a", str(self.passwords), "--outbox", str(self.outboxes))
-        return (*own, *options)
+        """Without the configuration that this machine may have."""
+        own = ("--config", "none", "-u", self.service, "-a", str(self.passwords))
+        return (*own, "--outbox", str(self.outboxes), *options)
 
     @property
     def outboxes(self) -> Path:
