@@ -445,8 +445,10 @@ ssl-key ~/k
 ciphers "HIGH"
 sender-domain a.example
 sender-domain b.example
-proxy-protocol 192.0.2.0/28,2001:db8::/32
-proxy-protocol 192.0.2.77
+proxyport 127.0.0.2:0,plain,proxy=192.0.2.1+2001:db8::/32
+proxyport 127.0.0.3:0,proxy=none
+proxy-protocol 192.0.2.0/24,198.51.100.1
+proxy-protocol 2001:db8::1
 """
 
 
@@ -473,12 +475,16 @@ def test_what_is_in_force_is_printed_with_its_origin(check, home):
     assert values["limit"] == [("100/1h,500/7d", f"{conf}:6")]
     assert values["relay"] == [("mail.example:587,[::1]:465", f"{conf}:7")]
     assert values["authfile"] == [(f'"{home.path}/pass words # 1"', f"{conf}:10")]
-    assert values["proxyport"] == [("127.0.0.1:0,tls=on", f"{conf}:12")]
-    assert values["sender-domain"] == [("a.example", f"{conf}:17"), ("b.example", f"{conf}:18")]
-    assert [value for value, _ in values["proxy-protocol"]] == [
-        "192.0.2.0/28,2001:db8::/32",
-        "192.0.2.77/32",
+    assert values["proxyport"] == [
+        ("127.0.0.1:0,tls=on", f"{conf}:12"),
+        ("127.0.0.2:0,plain,proxy=192.0.2.1/32+2001:db8::/32", f"{conf}:19"),
+        ("127.0.0.3:0,proxy=none", f"{conf}:20"),
     ]
+    assert values["proxy-protocol"] == [
+        ("192.0.2.0/24,198.51.100.1/32", f"{conf}:21"),
+        ("2001:db8::1/128", f"{conf}:22"),
+    ]
+    assert values["sender-domain"] == [("a.example", f"{conf}:17"), ("b.example", f"{conf}:18")]
     assert values["outbox"] == [(f"{home.path}/.tmda/outbox", "default")]
     assert (values["foreground"], values["debug"]) == (
         [("yes", f"{conf}:1")],
