@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import smtplib
 import socket
 import ssl
@@ -279,6 +280,21 @@ def test_a_header_counts_from_the_proxy_and_is_closed_from_elsewhere(tmp_path, v
             assert forged.returncode != 0
             daemon.says("WARNING", "closed without a word: it begins with a PROXY header")
             assert len(hop.stored) == 1
+
+
+def test_who_is_a_proxy_can_change_without_a_restart(tmp_path):
+    conf = tmp_path / "conf"
+    conf.write_text("")
+    header = version_2(ELSEWHERE, "192.0.2.1")
+    with raw_hop() as hop:
+        home = make_home(tmp_path, to_smtp(hop.port))
+        with tofmipd(home, "--config", str(conf)) as daemon:
+            conf.write_text(f"proxy-protocol {PROXY}\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.says("changed: proxy-protocol")
+            with announced(daemon.port, header) as talk:
+                assert "PLAIN" not in talk.say("EHLO client.example")
+            daemon.says(f"session from {ELSEWHERE}")
 
 
 # XCLIENT
