@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import ipaddress
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from tofmipd.errors import USAGE
@@ -89,14 +88,21 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
         known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else "; see --help"
+        near = nearest(name, known)
+        hint = f"; did you mean {near}?" if near else "; see --help"
         what = "option" if word.startswith("-") else "argument"
         return f"unknown {what} {name!r}{hint}"
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one that was probably meant, "" for none."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")
 
 
 def host_port(text: str) -> Listen:
@@ -144,6 +150,8 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def _network(word: str) -> Network:
+    import ipaddress
+
     try:
         return ipaddress.ip_network(word)
     except ValueError:

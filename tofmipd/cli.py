@@ -1,31 +1,27 @@
-"""The command line: options become settings, words become tools."""
+"""The command line: options become settings, words become tools.
+
+A client of one session waits for this: what only some need is imported where they do.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import functools
-import importlib
-import io
 import os
-import platform
 import pwd
 import socket
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tofmipd import __version__
+from tofmipd.arguments import nearest
 from tofmipd.configfile import read as read_config
 from tofmipd.contradictions import contradictions, listeners
 from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, USAGE, Fatal
 from tofmipd.given import Fault, Given, from_command_line, from_file, merged
 from tofmipd.options import COMMANDS, make_parser
-from tofmipd.programs import PATH
 from tofmipd.settings import (
     EncryptionSettings,
     GlobalMode,
@@ -44,6 +40,8 @@ from tofmipd.settings import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tofmipd.onesession import Connection
 
 # Options of a daemon that root starts for all users.
@@ -88,6 +86,8 @@ def _main(arguments: list[str]) -> int:
 def _bug(error: Exception, arguments: list[str]) -> int:
     print(f"tofmipd: internal error: {type(error).__name__}: {error}", file=sys.stderr)
     if "-d" in arguments or "--debug" in arguments:
+        import traceback
+
         traceback.print_exc()
     return SOFTWARE
 
@@ -109,16 +109,7 @@ def _flush() -> None:
 
 def _run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
-        word = arguments[0]
-        if word not in COMMANDS:
-            near = difflib.get_close_matches(word, COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise Fatal(USAGE, f"there is no command {word!r}; {hint}")
-        module = importlib.import_module(f"tofmipd.commands.{word}")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # What a terminal cannot show must not end the tool.
-            sys.stdout.reconfigure(errors="backslashreplace")
-        return cast(Callable[[list[str]], int], module.main)(arguments[1:])
+        return _run_tool(arguments[0], arguments[1:])
     settings = settings_from(arguments)
     connection = _connection(settings) if settings.one_session else None
     from tofmipd import daemon
@@ -152,8 +143,7 @@ def settings_from(arguments: list[str]) -> Settings:
     return gather(arguments).settings
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
+class Gathered(NamedTuple):
     """What command line and configuration file come to, and where all of it was said."""
 
     settings: Settings
@@ -408,6 +398,21 @@ def _global_mode_of(options: argparse.Namespace) -> GlobalMode:
     return GlobalMode(service, options.min_uid, options.max_workers)
 
 
+def _run_tool(word: str, arguments: list[str]) -> int:
+    import importlib
+    import io
+
+    if word not in COMMANDS:
+        near = nearest(word, COMMANDS)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise Fatal(USAGE, f"there is no command {word!r}; {hint}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal cannot show must not end the tool.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    status: int = importlib.import_module(f"tofmipd.commands.{word}").main(arguments)
+    return status
+
+
 def _scripts(options: argparse.Namespace, who: Person) -> Scripts:
     program = os.environ.get("TMDA_SENDMAIL_PROGRAM") or "/usr/sbin/sendmail"
     return Scripts(
@@ -415,8 +420,14 @@ def _scripts(options: argparse.Namespace, who: Person) -> Scripts:
         virtual_home=absolute(options.vhome_script or "", who.home),
         virtual_domains=absolute(options.vdomains_path, who.home),
         pass_through=program if options.pure_proxy else "",
-        search_path=os.environ.get("PATH") or PATH,
+        search_path=os.environ.get("PATH") or _usual_path(),
     )
+
+
+def _usual_path() -> str:
+    from tofmipd.programs import PATH
+
+    return PATH
 
 
 def absolute(path: str, home: str, directory: str = "") -> str:
@@ -457,6 +468,7 @@ def host_name() -> str:
 
 
 def full_version(mode: GlobalMode) -> str:
+    import platform
     import ssl
     from importlib.metadata import PackageNotFoundError, version
 

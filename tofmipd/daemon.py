@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import os
@@ -145,7 +144,7 @@ def with_sockets(
     listen = tuple(_passed_listen(settings, sock, name) for sock, name in passed)
     if any(where.mode != "plain" for where in listen) and not settings.encryption.pairs:
         raise Fatal(CONFIG, "TLS on a socket of systemd's needs --ssl-cert and --ssl-key")
-    settings = dataclasses.replace(settings, listen=listen, foreground=True)
+    settings = settings._replace(listen=listen, foreground=True)
     return settings, [sock for sock, _ in passed]
 
 

@@ -7,12 +7,11 @@ Options that make one list (listeners, sources) count as one.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from tofmipd.arguments import Parser
+from tofmipd.arguments import Parser, nearest
 from tofmipd.configfile import Line, parse
 from tofmipd.errors import CONFIG, USAGE
 
@@ -193,8 +192,7 @@ class _Reading:
             for long, action in self._known.items()
             for one in action.option_strings
         }
-        near = difflib.get_close_matches(bare, list(self._known), 1)
-        found = short.get(name.strip("-")) or (near[0] if near else "")
+        found = short.get(name.strip("-")) or nearest(bare, self._known)
         hint = f"did you mean {found}?" if found else "tofmipd --help shows all, without the dashes"
         return f"unknown option {name!r}; {hint}"
 

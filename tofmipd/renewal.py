@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import socket
@@ -62,14 +61,10 @@ class Renewal:
         if not names:
             log.info("options read again, none is new")
             return None
-        kept = {*_FOR_LIFE.values(), *_OF_THE_START} & {
-            f.name for f in dataclasses.fields(Settings)
-        }
+        kept = {*_FOR_LIFE.values(), *_OF_THE_START}.intersection(Settings._fields)
         if self._activated:
             kept.add("listen")
-        settings = dataclasses.replace(
-            settings, **{name: getattr(self._now, name) for name in kept}
-        )
+        settings = settings._replace(**{name: getattr(self._now, name) for name in kept})
         return Changed(settings, values, ", ".join(map(_dashed, names)))
 
     def take(self, changed: Changed) -> None:

@@ -1,11 +1,15 @@
-"""What the daemon was told to do: one frozen object, all defaults."""
+"""What the daemon was told to do: one frozen object, all defaults.
+
+Named tuples, since a process for one session has no time to make so many data classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 DEFAULT_PORT = 8025
 GLOBAL_OUTBOXES = "/var/spool/tofmipd"
@@ -19,7 +23,7 @@ SENDER_CHECKS = ("off", "others", "own")
 # Units of time in limits, the largest first, in seconds.
 TIME_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
-Network = IPv4Network | IPv6Network
+Network: TypeAlias = "IPv4Network | IPv6Network"
 
 
 class Listen(NamedTuple):
@@ -71,8 +75,7 @@ class Rate(NamedTuple):
         return f"{self.most}/{number}{unit}"
 
 
-@dataclass(frozen=True, slots=True)
-class Quotas:
+class Quotas(NamedTuple):
     """What one login may send; all rates hold.  Counts are kept in ``file``."""
 
     messages: tuple[Rate, ...] = ()
@@ -84,8 +87,7 @@ class Quotas:
         return bool(self.messages or self.recipients)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits of a session; times in seconds, sizes in octets (design, section 6)."""
 
     connections: int = 1000
@@ -109,8 +111,7 @@ class Limits:
     stop_timeout: float = 30
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptionSettings:
+class EncryptionSettings(NamedTuple):
     """Certificates for TLS.
 
     ``pairs`` are paths of a chain and its key, one for each kind of key; ``sni_directory`` has
@@ -124,8 +125,7 @@ class EncryptionSettings:
     sni_directory: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class NextHopLimits:
+class NextHopLimits(NamedTuple):
     """How long the next hop may take, in seconds."""
 
     connect_timeout: float = 30
@@ -133,8 +133,7 @@ class NextHopLimits:
     dot_timeout: float = 600
 
 
-@dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(NamedTuple):
     """The next hops of users whose configuration names none, in order of preference.
 
     ``tls`` is "verify", "encrypt", "off", "fingerprint:" and a SHA-256, or "" for the usual:
@@ -146,8 +145,7 @@ class Relay:
     ca_file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramLimits:
+class ProgramLimits(NamedTuple):
     """How long what others provide may take, in seconds: a source of logins, a script.
 
     ``source_attempts`` is how many logins one source is asked about at a time.
@@ -158,8 +156,7 @@ class ProgramLimits:
     source_attempts: int = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(NamedTuple):
     """What becomes of messages that cannot be handed over at once.
 
     ``directory`` is where outboxes are: a person's own, or in global mode the directory of those
@@ -175,8 +172,7 @@ class Queue:
     first_pause: float = 60
 
 
-@dataclass(frozen=True, slots=True)
-class GlobalMode:
+class GlobalMode(NamedTuple):
     """What only a daemon that root starts for all users needs.
 
     ``service`` is the account of server and auth.  No worker runs as an account with a uid below
@@ -198,8 +194,7 @@ class GlobalMode:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Scripts:
+class Scripts(NamedTuple):
     """Programs of the administrator, "" for none.
 
     ``throttle`` is asked before each message, ``virtual_home`` for the home of a virtual user,
@@ -214,8 +209,7 @@ class Scripts:
     search_path: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SenderCheck:
+class SenderCheck(NamedTuple):
     """Which senders' addresses a login may use.
 
     ``mode`` is one of SENDER_CHECKS; ``domains`` are those at which accounts have their
@@ -227,8 +221,7 @@ class SenderCheck:
     senders: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(NamedTuple):
     """Who runs a personal daemon."""
 
     uid: int
@@ -237,8 +230,7 @@ class Person:
     home: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """All of it; a function gets the part that it uses.
 
     ``global_mode`` is None for a personal daemon.  ``user_config`` and ``user_filter`` replace a
@@ -260,12 +252,12 @@ class Settings:
     remote_tls: str = "verified"
     # Only these are offered, of those that sources can serve; none stands for all.
     mechanisms: tuple[str, ...] = ()
-    sender_check: SenderCheck = field(default_factory=SenderCheck)
+    sender_check: SenderCheck = SenderCheck()
     configdir: str = ""
     site_config: str = "/etc/tmdarc"
     user_config: str = ""
     user_filter: str = ""
-    scripts: Scripts = field(default_factory=Scripts)
+    scripts: Scripts = Scripts()
     host_name: str = "localhost"
     foreground: bool = False
     # Serve the connection on descriptor 0 instead of listening.
@@ -282,14 +274,14 @@ class Settings:
     xclient: bool = False
     # Pass 8-bit messages on to a next hop that does not say that it takes them.
     pass_eight_bit: bool = False
-    encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
+    encryption: EncryptionSettings = EncryptionSettings()
     received: str = "full"
-    limits: Limits = field(default_factory=Limits)
-    quotas: Quotas = field(default_factory=Quotas)
-    next_hop: NextHopLimits = field(default_factory=NextHopLimits)
-    relay: Relay = field(default_factory=Relay)
-    programs: ProgramLimits = field(default_factory=ProgramLimits)
-    queue: Queue = field(default_factory=Queue)
+    limits: Limits = Limits()
+    quotas: Quotas = Quotas()
+    next_hop: NextHopLimits = NextHopLimits()
+    relay: Relay = Relay()
+    programs: ProgramLimits = ProgramLimits()
+    queue: Queue = Queue()
 
     @property
     def outbox(self) -> str:

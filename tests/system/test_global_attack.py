@@ -7,7 +7,6 @@ tofmipd with a first server process that does as an attacker likes.  The second 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import mmap
@@ -17,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -269,7 +269,7 @@ def main(name: str, arguments: list[str]) -> int:
             return super().judge(control)
 
     globalmode.GlobalDaemon = Taken  # type: ignore[misc]
-    return daemon.run(dataclasses.replace(cli.settings_from(arguments), debug=False))
+    return daemon.run(cli.settings_from(arguments)._replace(debug=False))
 
 
 def size_kib(pid: int, what: str) -> int:
@@ -279,7 +279,7 @@ def size_kib(pid: int, what: str) -> int:
 # The tests.
 
 
-@dataclasses.dataclass
+@dataclass
 class Taken:
     """A daemon whose server has been replaced after an attack; ``facts`` are what it told."""
 

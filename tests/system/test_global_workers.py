@@ -27,13 +27,13 @@ pytestmark = pytest.mark.root
 MESSAGE = b"From: bobby@example.org\r\nSubject: x\r\n\r\nx\r\n.\r\n"
 # A daemon whose workers leave soon; there is no option for that.
 SHORT_OF_PATIENCE = """
-import dataclasses, sys
+import sys
 from tofmipd import cli, daemon
 from tofmipd.privsep import worker
 worker.HEARTBEAT_SECONDS = float(sys.argv[1])
 settings = cli.settings_from(sys.argv[2:])
-mode = dataclasses.replace(settings.global_mode, worker_idle=float(sys.argv[1]))
-sys.exit(daemon.run(dataclasses.replace(settings, global_mode=mode)))
+mode = settings.global_mode._replace(worker_idle=float(sys.argv[1]))
+sys.exit(daemon.run(settings._replace(global_mode=mode)))
 """
 SCRIPT_SECONDS = 1
 # Beyond the tasks that a user has already he gets 100 more.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -90,7 +89,7 @@ def _sources(report: Report, settings: Settings) -> None:
 
 
 def _faults_of_source(settings: Settings, spec: SourceSpec, owner: int) -> tuple[str, ...]:
-    alone = dataclasses.replace(settings, sources=(spec,), encryption=EncryptionSettings())
+    alone = settings._replace(sources=(spec,), encryption=EncryptionSettings())
     try:
         if spec.kind in KINDS:
             attempt_of(spec)
@@ -181,7 +180,7 @@ def _other_parts(encryption: EncryptionSettings) -> Iterator[tuple[str, Encrypti
 
 def _fault_of_tls(settings: Settings, encryption: EncryptionSettings) -> str:
     try:
-        Encryption(dataclasses.replace(settings, encryption=encryption))
+        Encryption(settings._replace(encryption=encryption))
     except Fatal as error:
         return str(error)
     return ""

@@ -6,7 +6,6 @@ Nothing but octets comes from there: whoever prints them escapes them.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
@@ -89,8 +88,8 @@ class _Trial:
     ) -> None:
         # How long a message may wait is for the daemon to know, which may have been told another
         # time: nothing is given up here.
-        queue = dataclasses.replace(settings.queue, lifetime=float("inf"), warning=False)
-        settings = dataclasses.replace(settings, queue=queue, sender_check=SenderCheck("off"))
+        queue = settings.queue._replace(lifetime=float("inf"), warning=False)
+        settings = settings._replace(queue=queue, sender_check=SenderCheck("off"))
         self._retries = _quiet_retries(settings, directory)
         place = house(settings, pool, retries=self._retries)
         form: Literal["python", "literal"] = "python" if settings.global_mode else "literal"

@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tofmipd.auth.files import without_waiting
 from tofmipd.auth.saslprep import login_name
@@ -172,7 +172,7 @@ class SenderRules:
     ) -> SenderRules:
         """``min_uid`` is where people's accounts begin; ``owner`` a uid that the file may belong
         to beside root."""
-        check = replace(check, domains=tuple(map(authors.domain_name, check.domains)))
+        check = check._replace(domains=tuple(map(authors.domain_name, check.domains)))
         accounts = Accounts(min_uid)
         file = SendersFile(check.senders, owner)
         return cls(check, file, accounts.exists, own_names, accounts.is_person)
