@@ -221,14 +221,6 @@ def test_wrong_usage_is_told_in_one_line_with_status_64(arguments, words, run):
     assert words in err
 
 
-@pytest.mark.root
-def test_root_is_told_how_to_serve_itself(run):
-    status, _, err = run("init")
-    assert status == os.EX_UNAVAILABLE
-    assert "--personal" in err
-    assert err.count("\n") == 1
-
-
 def test_an_unexpected_error_is_one_line_and_a_traceback_only_for_debug(run, monkeypatch):
     def fail(arguments):
         raise RuntimeError("boom")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+import subprocess
 
 import pytest
 
-from tofmipd.auth.passwordfile import read_passwords
+from tofmipd.auth.credentials import Password, Verdict
+from tofmipd.auth.passwordfile import PasswordFile, read_passwords
 from tofmipd.commands import setup
-from tofmipd.commands.setup import Plan, client_lines, write_all
+from tofmipd.commands.setup import Plan, Way, client_lines, write_all
 from tofmipd.errors import CANT_CREATE, Fatal
+from tofmipd.privsep.nexthops import names_next_hop
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.profile import Profile
 from tofmipd.tmda.userfiles import UserFiles
@@ -79,12 +82,52 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path):
 def test_the_configuration_says_what_was_planned(
     full_name, expected, smtp_host, transport, host, tmp_path
 ):
-    plan = Plan(str(tmp_path), "bobby", "b.brown@example.org", full_name, smtp_host)
+    plan = Plan(str(tmp_path), "bobby", "b.brown@example.org", full_name, Way(smtp_host))
     write_all(plan)
     config = profile_of(plan).config
     assert (config.username, config.hostname) == ("b.brown", "example.org")
     assert config.fullname == expected
     assert (config.mail_transport, config.smtphost) == (transport, host)
+
+
+WAYS = [
+    (Way("mail.example"), {"smtpssl": False}),
+    (Way("mail.example:587", encrypted=True), {"smtpssl": True, "smtptls": ""}),
+    (Way("mail.example", True, "encrypt"), {"smtpssl": True, "smtptls": "encrypt"}),
+    (
+        Way("mail.example", user="b'ob", password='pass"wörd\\'),
+        {"smtpauth_username": "b'ob", "smtpauth_password": 'pass"wörd\\'},
+    ),
+]
+
+
+@pytest.mark.parametrize(("way", "expected"), WAYS)
+def test_the_configuration_says_how_the_server_is_talked_to(way, expected, tmp_path):
+    plan = Plan(str(tmp_path), "bobby", "bobby@example.org", way=way)
+    write_all(plan)
+    config = profile_of(plan).config
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_whose_mail_the_daemon_sends_has_a_configuration_without_a_way(tmp_path):
+    plan = Plan(str(tmp_path), "bobby", "bobby@example.org", way=None, password="")
+    assert f"{plan.directory}/tofmipd" not in dict(write_all(plan))
+    assert not names_next_hop(profile_of(plan).config)
+
+
+def test_a_password_can_be_hashed(tmp_path):
+    plan = Plan(str(tmp_path), "bobby", "bobby@example.org", hashed=True)
+    write_all(plan)
+    source = PasswordFile(f"{plan.directory}/tofmipd", os.getuid())
+    assert plan.password not in (tmp_path / ".tmda/tofmipd").read_text()
+    assert source.check(Password("bobby", plan.password.encode())) is Verdict.ACCEPTED
+    assert source.check(Password("bobby", b"another")) is Verdict.REJECTED
+
+
+def test_secrets_are_in_no_representation():
+    plan = Plan("/h", "bobby", "bobby@example.org", way=Way("h", user="u", password="hidden"))
+    assert plan.password not in repr(plan)
+    assert "hidden" not in repr(plan)
 
 
 def test_the_filter_that_is_written_has_no_rule_of_its_own(tmp_path):
@@ -133,6 +176,7 @@ def test_no_password_that_is_made_looks_like_an_option(tmp_path):
         ("bobby", "FooBar", "bobby@example.org"),
         ("bobby", 'it\'s a $(secret) `x` "y" \\ & ;', "bobby@example.org"),
         ("bob by", "x", "a&b;c$d'e@example.org"),
+        ("bobby", "100%s", "50%d@example.org"),
     ],
 )
 def test_the_lines_to_paste_survive_a_shell(login, password, address):
@@ -152,6 +196,13 @@ def test_the_lines_to_paste_survive_a_shell(login, password, address):
         ("--mail-rcpt", "friend@example.net"),
     ]:
         assert curl[curl.index(name) + 1] == value
+
+
+def test_the_message_to_paste_is_the_same_behind_the_shell():
+    line, _ = client_lines("bobby", "x", "50%d\\n@example.org", "h", 25, to="it's@me.example")
+    command, _, _ = line.partition(" | ")
+    said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[:2] == ["From: 50%d\\n@example.org", "To: it's@me.example"]
 
 
 def test_the_files_name_no_manual_page_that_is_not_there():

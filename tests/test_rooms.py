@@ -81,6 +81,7 @@ WITH = {
     "auth/ldap.py": ("ldap3", "pyasn1"),
     "auth/pam.py": ("pam",),
     "auth/hashes.py": ("argon2",),
+    "commands/selfsigned.py": ("cryptography",),
 }
 
 

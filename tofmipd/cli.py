@@ -201,8 +201,11 @@ def _config_file(options: argparse.Namespace, who: Person, directory: str) -> st
     """ "" for none."""
     if options.config is not None:
         return "" if options.config == "none" else absolute(options.config, who.home, directory)
-    if _is_global(options):
-        return GLOBAL_CONFIG
+    return GLOBAL_CONFIG if _is_global(options) else personal_config_file(who)
+
+
+def personal_config_file(who: Person) -> str:
+    """That of a daemon of one's own."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
     # Another one than a whole path does not count (XDG Base Directory Specification).
     return f"{base if base.startswith('/') else who.home + '/.config'}/tofmipd.conf"

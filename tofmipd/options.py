@@ -35,7 +35,7 @@ from tofmipd.settings import (
 # The tools beside the daemon: word -> what it does.  Each is a module of tofmipd.commands.
 COMMANDS = {
     "init": "make what a first mail needs: key, configuration, filter, password",
-    "test": "send one mail through a running tofmipd",
+    "test": "send one mail through a running tofmipd, and say what became of it",
     "check": "say what is wrong with options and files, or what is in force",
     "user": "add, change, list, try and remove users of a password file",
     "queue": "list, show, try and remove what waits for the next hop",
@@ -44,6 +44,7 @@ COMMANDS = {
     "explain": "say what would become of a message, and why; nothing is sent",
     "inject": "send a message, tagged, like a sendmail program",
     "probe": "say what a next hop is and offers, and try the login there",
+    "cert": "make, renew and show a self-signed certificate",
     "demo": "try everything out in a folder of its own",
 }
 

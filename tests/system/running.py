@@ -249,6 +249,39 @@ def tofmipd(
 
 
 @contextlib.contextmanager
+def started(
+    words: Sequence[str], log: Path, variables: Mapping[str, str], user: int | None = None
+) -> Iterator[None]:
+    """Run a command that starts a daemon in the foreground, whose lines go to ``log``.
+
+    It says where it listens, ends by SIGTERM with status 0, and has no traceback to show.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words,
+            env=dict(variables),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        )
+    with ending(process):
+
+        def listens() -> bool:
+            assert process.poll() is None, log.read_text()
+            return "\tListening on " in log.read_text()
+
+        wait_until(listens, "the start lines")
+        yield
+        process.terminate()
+        assert process.wait(LIMIT_SECONDS) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@contextlib.contextmanager
 def ending(process: subprocess.Popen[Any]) -> Iterator[None]:
     """Whatever happens within, the process is no more afterwards."""
     try:

@@ -20,7 +20,7 @@ from tofmipd.auth.credentials import Credentials, Judgement, Verdict
 from tofmipd.auth.hashes import Clear
 from tofmipd.auth.passwordfile import PasswordFileError, read_passwords
 from tofmipd.cli import host_name, person
-from tofmipd.commands.setup import Plan, client_lines, write_all
+from tofmipd.commands.setup import Plan, Way, client_lines, write_all
 from tofmipd.content import Content, as_local_text
 from tofmipd.daemon import run
 from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_known(arguments)
     home = os.path.abspath(options.directory)
     maildir = Maildir(f"{home}/Maildir", itertools.count(1))
-    plan = Plan(home, _LOGIN, _ADDRESS, "Demo User", f"{_HOST}:25", _FILTER)
+    plan = Plan(home, _LOGIN, _ADDRESS, "Demo User", Way(f"{_HOST}:25"), _FILTER)
     fresh = any(new for _, new in write_all(plan))
     try:
         maildir.make()

@@ -60,16 +60,8 @@ def main(arguments: list[str]) -> int:
     if options.user:
         options.config, options.filter = from_here(options.config), from_here(options.filter)
         become_user(options.user)
-    explanation = Explanation()
     try:
-        _explain(explanation, options, content)
-    except MessageError as error:
-        explanation.errors.append(("", 0, str(error)))
-        explanation.status = DATA
-    except UserFileError as error:
-        each = [error, *error.others] if isinstance(error, FilterError) else [error]
-        explanation.errors += [(one.path, one.line, one.problem) for one in each]
-        explanation.status = CONFIG
+        explanation = explained(options, content)
     finally:
         content.close()
     if options.json:
@@ -77,6 +69,24 @@ def main(arguments: list[str]) -> int:
     else:
         print(as_text(explanation, options.to))
     return explanation.status
+
+
+def explained(options: argparse.Namespace, content: Content) -> Explanation:
+    """What would become of the message; ``options`` are config, filter, sender and to.
+
+    Raises Fatal.
+    """
+    told = Explanation()
+    try:
+        _explain(told, options, content)
+    except MessageError as error:
+        told.errors.append(("", 0, str(error)))
+        told.status = DATA
+    except UserFileError as error:
+        each = [error, *error.others] if isinstance(error, FilterError) else [error]
+        told.errors += [(one.path, one.line, one.problem) for one in each]
+        told.status = CONFIG
+    return told
 
 
 def _content(options: argparse.Namespace) -> Content:
@@ -210,6 +220,12 @@ def _pair(action: Action) -> list[str | None]:
 
 def as_text(told: Explanation, recipient: str) -> str:
     """The explanation for a person, without a newline at its end."""
+    lines = as_lines(told, recipient)
+    return "\n".join(f"{label + ':':<10}{visible(text)}" for label, text in lines)
+
+
+def as_lines(told: Explanation, recipient: str) -> list[tuple[str, str]]:
+    """Labels and texts; these may hold what no terminal should see."""
     lines = [("to", recipient)]
     if told.override:
         lines.append(("asked", told.override))
@@ -233,10 +249,10 @@ def as_text(told: Explanation, recipient: str) -> str:
         lines += [("remove", name) for name, value in changed.items() if value is None]
         lines.append(("next hop", told.next_hop))
     lines += [("error", _place(path, line) + problem) for path, line, problem in told.errors]
-    return "\n".join(f"{label + ':':<10}{_visible(text)}" for label, text in lines)
+    return lines
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Foreign text for a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

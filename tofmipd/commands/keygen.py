@@ -6,7 +6,7 @@ import os
 import secrets
 
 from tofmipd.arguments import Parser
-from tofmipd.errors import CANT_CREATE, Fatal
+from tofmipd.commands.newfiles import write_new
 
 KEY_OCTETS = 20
 _USAGE = "tofmipd keygen [-o FILE]"
@@ -32,16 +32,3 @@ def main(arguments: list[str]) -> int:
 def new_key() -> str:
     """40 hexadecimal digits and a newline."""
     return secrets.token_hex(KEY_OCTETS) + "\n"
-
-
-def write_new(path: str, text: str) -> None:
-    """Write a file of mode 0600 that must not exist yet.  Raises Fatal."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError:
-        raise Fatal(CANT_CREATE, f"{path} is there already and is left as it is") from None
-    except OSError as error:
-        raise Fatal(CANT_CREATE, f"cannot make {path}: {error.strerror}") from None
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)

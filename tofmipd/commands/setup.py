@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tofmipd.commands.keygen import new_key, write_new
-from tofmipd.errors import CANT_CREATE, Fatal
+from tofmipd.auth import hashes, scram
+from tofmipd.commands.keygen import new_key
+from tofmipd.commands.newfiles import make_directory, write_if_missing
 
 _CONFIG = """\
 # Configuration of TMDA addresses; tofmipd.conf(5) lists all settings.
@@ -28,7 +27,7 @@ DATED_TIMEOUT = "5d"
 {transport}"""
 
 _SENDMAIL = 'MAIL_TRANSPORT = "sendmail"\n'
-_SMTP = 'MAIL_TRANSPORT = "smtp"\nSMTPHOST = {smtp_host!r}\n'
+_AS_THE_DAEMON = '# MAIL_TRANSPORT = "smtp"    (without it, where the daemon sends it)\n'
 
 _FILTER = """\
 # What becomes of your address, by recipient; the first line that matches wins.
@@ -44,66 +43,110 @@ _FILTER = """\
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How mail leaves: to ``smtp_host``, or by sendmail where that is "".
+
+    ``encrypted`` demands TLS, trusted as ``trust`` says ("" for verified); with ``user`` goes a
+    login.
+    """
+
+    smtp_host: str = ""
+    encrypted: bool = False
+    trust: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def policy(self) -> str:
+        """What --relay-tls has to say."""
+        return self.trust or ("verify" if self.encrypted else "off")
+
+    @property
+    def settings(self) -> str:
+        """The lines of a configuration."""
+        if not self.smtp_host:
+            return _SENDMAIL
+        lines = ['MAIL_TRANSPORT = "smtp"', f"SMTPHOST = {self.smtp_host!r}"]
+        lines += ["SMTPSSL = True"] * self.encrypted
+        lines += [f"SMTPTLS = {self.trust!r}"] * bool(self.trust)
+        if self.user:
+            lines.append(f"SMTPAUTH_USERNAME = {self.user!r}")
+            lines.append(f"SMTPAUTH_PASSWORD = {self.password!r}")
+        return "".join(f"{line}\n" for line in lines)
+
+
+def new_password() -> str:
+    """Good for nothing but this login; it never looks like an option."""
+    return secrets.token_hex(8)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What to write.  ``smtp_host`` is "" for hand-off by sendmail."""
+    """What to write.  ``way`` is None where it is the daemon's to say; ``password`` is "" where
+    there is to be no password file."""
 
     home: str
     login: str
     address: str
     full_name: str = ""
-    smtp_host: str = ""
+    way: Way | None = field(default_factory=Way)
     filter_text: str = _FILTER
+    password: str = field(default_factory=new_password, repr=False)
+    hashed: bool = False
 
     @property
     def directory(self) -> str:
         return f"{self.home}/.tmda"
 
+    @property
+    def config(self) -> str:
+        username, _, hostname = self.address.rpartition("@")
+        return _CONFIG.format(
+            username=username,
+            hostname=hostname,
+            transport=self.way.settings if self.way is not None else _AS_THE_DAEMON,
+            full_name=f"FULLNAME = {self.full_name!r}\n" if self.full_name else "",
+        )
+
+    @property
+    def passwords(self) -> str:
+        secret = self.password
+        if self.hashed:
+            salt = secrets.token_bytes(scram.SALT_OCTETS)
+            secret = hashes.scrypt_text(self.password.encode(), salt).decode()
+        return f"# user:password, a line each; mode 0600\n{self.login}:{secret}\n"
+
 
 def write_all(plan: Plan) -> list[tuple[str, bool]]:
     """Make what is missing; each path, and whether it is new.  Raises Fatal."""
-    username, _, hostname = plan.address.rpartition("@")
-    transport = _SMTP.format(smtp_host=plan.smtp_host) if plan.smtp_host else _SENDMAIL
-    full_name = f"FULLNAME = {plan.full_name!r}\n" if plan.full_name else ""
-    config = _CONFIG.format(
-        username=username, hostname=hostname, transport=transport, full_name=full_name
-    )
-    passwords = f"# user:password, a line each; mode 0600\n{plan.login}:{secrets.token_hex(8)}\n"
     for path in (plan.directory, f"{plan.directory}/filters"):
-        _make_directory(path)
-    return [
-        (path, _write_if_missing(path, text))
-        for path, text in (
-            (f"{plan.directory}/crypt_key", new_key()),
-            (f"{plan.directory}/config", config),
-            (f"{plan.directory}/filters/outgoing", plan.filter_text),
-            (f"{plan.directory}/tofmipd", passwords),
-        )
-    ]
+        make_directory(path)
+    files = {
+        "crypt_key": new_key(),
+        "config": plan.config,
+        "filters/outgoing": plan.filter_text,
+    }
+    if plan.password:
+        files["tofmipd"] = plan.passwords
+    paths = {f"{plan.directory}/{name}": text for name, text in files.items()}
+    return [(path, write_if_missing(path, text)) for path, text in paths.items()]
 
 
-def _make_directory(path: str) -> None:
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.makedirs(path, mode=0o700)
-    except OSError as error:
-        raise Fatal(CANT_CREATE, f"cannot make {path}: {error.strerror}") from None
-
-
-def _write_if_missing(path: str, text: str) -> bool:
-    if os.path.lexists(path):
-        return False
-    write_new(path, text)
-    return True
-
-
-def client_lines(login: str, password: str, address: str, host: str, port: int) -> list[str]:
+def client_lines(
+    login: str, password: str, address: str, host: str, port: int, to: str = "friend@example.net"
+) -> list[str]:
     """Commands that send a first mail, to be pasted into a shell."""
-    mail = f"From: {address}\\nTo: friend@example.net\\nSubject: Hello\\n\\nIt works.\\n"
-    quoted = [shlex.quote(text) for text in (mail, f"{login}:{password}", login, password, address)]
-    mail, pair, login, password, address = quoted
+    mail = f"From: {address}\nTo: {to}\nSubject: Hello\n\nIt works.\n"
+    words = (_for_printf(mail), f"{login}:{password}", login, password, address, to)
+    mail, pair, login, password, address, to = map(shlex.quote, words)
     return [
         f"printf {mail} | curl -sS --url smtp://{host}:{port} --user {pair}"
-        f" --mail-from {address} --mail-rcpt friend@example.net --crlf --upload-file -",
+        f" --mail-from {address} --mail-rcpt {to} --crlf --upload-file -",
         f"swaks --server {host} --port {port} --auth PLAIN --auth-user {login}"
-        f" --auth-password {password} --from {address} --to friend@example.net",
+        f" --auth-password {password} --from {address} --to {to}",
     ]
+
+
+def _for_printf(text: str) -> str:
+    """What printf(1) makes this text of."""
+    return text.replace("\\", "\\\\").replace("%", "%%").replace("\n", "\\n")
