@@ -13,9 +13,9 @@ BIN := $(VENV)/bin
 # What the tests run against, from Debian; curl and openssl are often there already.
 PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
     python3-gdbm python3-openssl libnet-ssleay-perl gnutls-bin dovecot-pop3d slapd ldap-utils \
-    fail2ban gsasl python3-systemd systemd-journal-remote btrfs-progs haproxy
+    fail2ban gsasl python3-systemd systemd-journal-remote btrfs-progs haproxy logrotate jq
 PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli \
-    /usr/lib/dovecot/pop3-login slapd ldapwhoami fail2ban-regex gsasl mkfs.btrfs haproxy \
+    /usr/lib/dovecot/pop3-login slapd ldapwhoami fail2ban-regex gsasl mkfs.btrfs haproxy logrotate jq \
     /lib/systemd/systemd-journal-remote
 
 .PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tofmipd import __version__, cli
 from tofmipd.arguments import host_port, host_port_v6, networks, positive, rates, seconds
-from tofmipd.settings import GlobalMode, Listen, Quotas, Rate, Relay, SourceSpec
+from tofmipd.settings import GlobalMode, Listen, LogSettings, Quotas, Rate, Relay, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
 ANCESTORS_OPTIONS = (
@@ -32,7 +32,7 @@ NEW_OPTIONS = (
     " --max-errors --max-auth-failures --auth-failures-per-address"
     " --login-timeout --idle-timeout --data-timeout --remoteauth-ca --remoteauth-tls"
     " --nexthop-connect-timeout --nexthop-timeout --nexthop-dot-timeout"
-    " --relay --relay-tls --relay-ca"
+    " --relay --relay-tls --relay-ca --log-format --syslog-facility"
     " --min-uid --max-workers --source-timeout --source-attempts --script-timeout --cpus"
     " --limit --limit-recipients --limit-file --proxy-protocol --xclient"
 )
@@ -499,6 +499,31 @@ def test_sources_are_asked_in_the_order_given(as_bobby, home, arguments, specs):
     made = as_bobby(arguments)
     assert list(made.sources) == expected
     assert list(made.all_sources) == expected or not expected
+
+
+def test_lines_are_for_the_journal_where_it_reads_standard_error(monkeypatch):
+    """systemd.exec(5): device and inode say whether standard error is still what it was."""
+    status = os.fstat(2)
+    there, other = (f"{status.st_dev}:{status.st_ino + n}" for n in (0, 1))
+    for stream, journal in ((there, True), (other, False), ("", False), ("x", False)):
+        monkeypatch.setenv("JOURNAL_STREAM", stream)
+        assert settings("-f").log_settings == LogSettings("", "mail", journal)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--log-format", "xml"], "argument --log-format: invalid choice: 'xml'"),
+        (["--syslog-facility", "kern"], "argument --syslog-facility: invalid choice: 'kern'"),
+        (["--log-format=journal"], "--log-format=journal is for standard error: with -f"),
+        (["-f", "--log-format=journal", "--log-file=x"], "without --log-file"),
+    ],
+)
+def test_a_wrong_form_of_the_log_is_one_line(run, arguments, words):
+    status, out, error = run(*arguments)
+    assert (status, out) == (64, "")
+    assert words in error
+    assert error.count("\n") == 1
 
 
 def test_next_hops_of_the_administrator_have_an_order(home):

@@ -721,7 +721,7 @@ def test_a_daemon_comes_back_to_what_the_tool_had(home, monkeypatch):
     monkeypatch.setattr(retries_module, "_LOOK_SECONDS", 0.05)
     home.put("one", due=-5)
     asked = []
-    daemon = Retries(home.outbox, Rules("host"), lambda line: None)
+    daemon = Retries(home.outbox, Rules("host"), lambda *line: None)
     daemon.transports = lambda login, address: asked.append(login) or gone()
     met = []
     attempt = daemon.attempt

@@ -17,6 +17,7 @@ from tofmipd.content import (
     Content,
     as_local_text,
     as_wire_text,
+    message_id,
     stuffed,
     unstuffed,
 )
@@ -233,3 +234,25 @@ def test_what_came_by_smtp_goes_out_by_smtp_as_it_came(octets, cuts, others):
     wire = stuffed(octets)
     local = b"".join(as_local_text(in_pieces(wire, cuts)))
     assert b"".join(as_wire_text(in_pieces(local, others))) == wire
+
+
+@pytest.mark.parametrize(
+    ("octets", "shown"),
+    [
+        (b"Message-ID: <1@a>\r\n\r\n", "<1@a>"),
+        (b"X: y\r\nMESSAGE-id :\r\n\t<1@a>\r\n (x)\r\nY: z\r\n\r\n", "<1@a> (x)"),
+        (b"X: y\r\n\r\nMessage-ID: <1@a>\r\n", ""),
+        (b"X-Message-ID: <1@a>\r\nX: y\r\n Message-ID: <1@a>\r\n\r\n", ""),
+        (b"Message-ID: a\xff\x00\r\n\r\n", "a\ufffd\0"),
+        (b"Message-ID: " + b"x" * 900 + b"\r\n\r\n", "x" * 250),
+        (b"Message-ID: <1@a>", "<1@a>"),
+        (b"Message-ID:\r\n\r\n", ""),
+        (b"X: " + b"y" * 70_000 + b"\r\nMessage-ID: <1@a>\r\n\r\n", ""),
+        (b"", ""),
+    ],
+)
+def test_the_message_id_is_the_headers_on_one_line(octets, shown):
+    content = Content()
+    content.write(octets)
+    assert content.message_id() == message_id(octets) == shown
+    content.close()

@@ -33,7 +33,7 @@ def names(outbox: Outbox) -> list[str]:
 
 def retries_of(outbox: Outbox) -> Retries:
     """They begin nothing by themselves."""
-    retries = Retries(outbox, Rules("example.org"), lambda line: None)
+    retries = Retries(outbox, Rules("example.org"), lambda *line: None)
     retries.stop(1)
     return retries
 

@@ -30,6 +30,7 @@ class Desk:
 
     outbox: Outbox
     told: list[tuple[int, str]] = field(default_factory=list)
+    kept: list[tuple[int, str]] = field(default_factory=list)
     added: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class Desk:
             ORIGIN,
             self.retries if retries else None,
             lambda number, said: self.told.append((number, said)),
+            lambda number, queue: self.kept.append((number, queue)),
         )
 
     def left(self):
@@ -114,8 +116,9 @@ def test_what_is_left_goes_to_the_outbox(desk, caplog):
 
 def test_copies_that_were_not_offered_wait_too(desk):
     desk.hand_over(copies_of((A,), (B,), (C,)), {}, LATER)
-    _, _, last = desk.left()
+    entry, _, last = desk.left()
     assert last == {(0, 0): TAKEN, (1, 0): DEFERRED}
+    assert desk.kept == [(1, entry.id), (2, entry.id)]
 
 
 @pytest.mark.parametrize(
@@ -126,11 +129,17 @@ def test_copies_that_were_not_offered_wait_too(desk):
         ((B, C), {(0, 0): TAKEN, (1, 0): DEFERRED, (1, 1): DEFERRED}),
     ],
 )
-def test_a_refusal_that_comes_late_is_the_outboxes(rest, expected, desk):
-    reply, _ = desk.hand_over(copies_of((A,), rest), {}, NEVER)
+def test_a_refusal_that_comes_late_is_the_outboxes(rest, expected, desk, caplog):
+    reply, _ = desk.hand_over(copies_of((A,), rest, (C,)), {}, NEVER)
     assert reply.code == 250
-    assert desk.left()[2] == expected
+    entry, _, last = desk.left()
+    assert last == expected
     assert desk.added[0][1] <= time.time()
+    # Of everybody who does not have it yet there is a line: he is refused, or kept.
+    refused = [one for one in caplog.messages if one.startswith("s=7f3a refused to=")]
+    assert len(refused) == (REFUSED in expected.values())
+    assert all(f" queue={entry.id} delay=" in line for line in refused)
+    assert [number for number, _ in desk.kept] == ([2] if refused else [1, 2])
 
 
 def test_the_message_is_on_the_disk_before_the_client_hears_of_it(desk, disk: Disk):
@@ -219,10 +228,13 @@ def test_who_cannot_be_told_of_a_copy_does_not_undo_it(copies, left, desk):
 def test_what_is_kept_is_offered_to_nobody_yet(desk, disk: Disk):
     os.mkdir(desk.outbox.directory)
     copies = copies_of((A,), (B, C))
-    reply, count = keep(copies, ORIGIN, desk.retries)
+    kept: list[tuple[int, str]] = []
+    told = lambda number, queue: kept.append((number, queue))  # noqa: E731
+    reply, count = keep(copies, ORIGIN, desk.retries, told)
     assert disk.calls[-1] == "fsync directory"
     entry, stored, last = desk.left()
     assert (str(reply), count) == (f"250 2.0.0 Ok: queued as {entry.id}", 2)
+    assert kept == [(0, entry.id), (1, entry.id)]
     assert (stored, last) == (stored_of(copies, ORIGIN), {})
     assert [id_ for id_, _ in desk.added] == [entry.id]
     assert entry.due <= time.time()

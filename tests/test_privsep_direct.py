@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import threading
+import time
 
 import pytest
 from fakes import (
@@ -571,6 +572,41 @@ def test_a_client_cannot_write_more_than_a_name_into_received(helo):
 def test_an_unknown_peer_is_called_so():
     envelope = envelope_for(helo="", peer=Peer())
     assert received_value("full", envelope, "mx.example", "d").startswith(b"from unknown (unknown)")
+
+
+# What the log says of each recipient.
+
+WITH_ID = MESSAGE.replace(b"Subject:", b"Message-ID:\r\n <1@laptop>\r\nSubject:")
+SENDER = "sender='bobby@example.org' from='bobby@example.org'"
+
+
+def lines_of(caplog, word):
+    return [one.getMessage() for one in caplog.records if f" {word} to=" in one.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "ids"),
+    [
+        ("", WITH_ID, r"id='<1@laptop>' new-id=''"),
+        ("", MESSAGE, r"id='' new-id='<[0-9]+\.\S+@mx\.example>'"),
+        ('TMDAINJECT = "i"\n', WITH_ID, r"id='<1@laptop>' new-id='<[0-9]+\.\S+@mx\.example>'"),
+    ],
+)
+def test_a_recipient_has_a_line_with_all_that_was_done(home, next_hop, caplog, more, message, ids):
+    caplog.set_level(logging.INFO)
+    home.config(next_hop, more)
+    home.write("filters/outgoing", "to x@* bare\nto * sender\n")
+    envelope = envelope_for("x@example.net", "y@example.net", complete_at=time.monotonic() - 5)
+    assert submit(home.outbound(), message, envelope).startswith("250 ")
+    first, second = lines_of(caplog, "sent")
+    begin = re.escape(
+        f"s=test sent to='x@example.net' rule='to x@* tag from bare' action='bare' {SENDER} "
+    )
+    assert re.fullmatch(rf"{begin}{ids} by=\S+:{next_hop.port} reply='250 .*' ms=[0-9]+", first)
+    assert int(first.rpartition("=")[2]) >= 5000
+    tagged = r"'bobby-sender-[0-9a-f]+@example\.org'"
+    begin = r"s=test sent to='y@example\.net' rule='to \* tag from sender' action='sender'"
+    assert re.match(rf"{begin} sender={tagged} from={tagged} {ids} by=", second)
 
 
 # When the next hop fails.

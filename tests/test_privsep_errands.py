@@ -463,7 +463,7 @@ class Home:
         user_files = UserFiles(f"{self.path}/.tmda/config", around, form=form)
         house = House(
             *("mx.example", "full", LIMITS, self.pool),
-            note=self.notes.append,
+            note=lambda text, *values: self.notes.append(text % values),
             script_timeout=script_timeout,
         )
         return Outbound(Owner("bobby", str(self.path)), user_files, house)

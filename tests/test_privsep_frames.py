@@ -252,7 +252,7 @@ def control(*texts: bytes, kind=Kind.PROVED) -> bytes:
 
 
 def envelope(*, count=1, flags=(0, 0), fields=None) -> bytes:
-    head = struct.pack("!QBBHI", 0, *flags, 25, count)
+    head = struct.pack("!QBBHIQ", 0, *flags, 25, count, 0)
     values = {"id": b"1", "helo": b"h", "protocol": b"ESMTP", "address": b"", "local": b""}
     values |= {"encryption": b"", "ret": b"", "envid": b""}
     values |= {"sender": b"a@b", "recipient": b"c@d"} | (fields or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tofmipd import events
 from tofmipd.privsep import monitor as monitor_module
 from tofmipd.privsep import worker as worker_module
 from tofmipd.privsep.channel import Channel
@@ -165,6 +167,28 @@ def test_a_line_cannot_be_taken_for_somebody_elses(text: str, talker: Talker, ca
     assert said.isascii()
     assert said.isprintable()
     assert len(said) < 1100
+
+
+def test_an_event_of_a_worker_has_the_name_of_its_login(
+    talker: Talker, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    plan = dataclasses.replace(talker.monitor._plan, unpack=events.unpacked)
+    monkeypatch.setattr(Monitor, "_plan", plan)
+    claims = [
+        events.packed("s=%s refused: user=%r %s", ("7", "root", "no\n"), "", 1000),
+        '["s=%s session from %s", ["7", "::1"], ""]',
+        "[" * 1000,
+    ]
+    talker.say(*map(talker.line, claims))
+    told = [json.loads(events.Json().format(record)) for record in caplog.records]
+    assert [(one["event"], one["user"]) for one in told] == [
+        ("refusal", "anna"),
+        ("worker", "anna"),
+        ("worker", "anna"),
+    ]
+    assert told[0]["session"] == "7"
+    assert told[0]["message"] == r"outbox of 'anna': s=7 refused: user='root' no\n"
+    assert "session" not in told[1]
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\0b", "x" * 1025])

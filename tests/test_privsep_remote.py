@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import json
 import logging
 import os
 import select
@@ -25,6 +26,7 @@ from fakes import (
 )
 from forking import in_child
 
+from tofmipd import events
 from tofmipd import log as log_module
 from tofmipd.auth.credentials import CramMd5, Judgement, Origin, Password, Scram, Verdict
 from tofmipd.content import MEMORY_LIMIT_OCTETS
@@ -802,6 +804,37 @@ def test_lines_of_a_worker_are_logged_under_the_id_of_the_session(court, caplog)
     got = [(record.levelno, record.getMessage()) for record in caplog.records]
     assert got == [*expected, (logging.INFO, "s=1f last")]
     worker.close()
+
+
+REFUSAL = ("s=%s refused: user=%r %s", ("2a", "root", "no"))
+CLAIMS = [
+    (events.packed(*REFUSAL, "", 1000), "refusal", "s=1f s=2a refused: user='root' no"),
+    (
+        events.packed("s=%s hand-off to %s failed: %s", ("1f", "h", "é\n"), "", 1000),
+        "hand-off-failed",
+        r"s=1f hand-off to h failed: \xe9\n",
+    ),
+    ('["s=%s auth %s", ["1f", "accepted"], ""]', "worker", 's=1f ["s=%s auth %s", ["1f", '),
+    ("auth accepted user='root'", "worker", "s=1f worker: auth accepted user='root'"),
+]
+
+
+def test_events_of_a_worker_belong_to_the_session_whatever_it_claims(court, caplog):
+    """As JSON; what no worker could have logged is text."""
+    caplog.set_level(logging.DEBUG)
+    court.gate.unpack = events.unpacked
+    reply = court.submit(court.logged_in())
+    worker = court.grant()
+    worker.take()
+    worker.answer(TAKEN, *((20, line) for line, _, _ in CLAIMS))
+    assert done(reply) == TAKEN
+    worker.close()
+    told = [json.loads(events.Json().format(record)) for record in caplog.records]
+    assert [(one["session"], one["event"]) for one in told] == [
+        ("1f", name) for _, name, _ in CLAIMS
+    ]
+    for one, (_, _, text) in zip(told, CLAIMS, strict=True):
+        assert one["message"].startswith(text)
 
 
 def test_the_lines_of_a_message_are_bounded_in_number_and_length(court, caplog):

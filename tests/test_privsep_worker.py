@@ -15,6 +15,7 @@ import pytest
 from fakes import PATIENCE_SECONDS, TAKEN, wait_for
 from forking import Child, in_child
 
+from tofmipd import events
 from tofmipd.content import memory_file
 from tofmipd.errors import TEMPORARY
 from tofmipd.log import OneLine
@@ -490,11 +491,11 @@ def test_a_worker_that_has_had_a_message_stays_as_long_as_it_is_told(office, mon
 
 
 @contextlib.contextmanager
-def shipping() -> Iterator[tuple[Shipping, Channel]]:
+def shipping(pack: events.Pack | None = None) -> Iterator[tuple[Shipping, Channel]]:
     """One that the calling thread looks after an outbox with, and the monitor's end."""
     monitor, control = Channel.pair()
     with monitor, control:
-        made = Shipping()
+        made = Shipping(pack)
         made.setFormatter(OneLine("%(message)s"))
         made.look_after_outbox(control)
         log_module = logging.getLogger("tofmipd")
@@ -506,10 +507,47 @@ def shipping() -> Iterator[tuple[Shipping, Channel]]:
 def test_lines_about_the_outbox_go_to_the_monitor():
     with shipping() as (ours, monitor):
         log.warning("s=%s deferred %s", "7f", "\x1b\nü")
-        ours.note("s=7f sent")
+        ours.note("s=%s sent", "7f")
         assert told(monitor) == Control(Kind.LINE, 30, ("s=7f deferred \\x1b\\n\\xfc",))
         assert told(monitor) == Control(Kind.LINE, 20, ("s=7f sent",))
         assert ours.take() == []
+
+
+def claimed(line: str) -> tuple[str, str]:
+    claim = events.unpacked(line)
+    return (claim.event, claim.text) if claim is not None else ("", line)
+
+
+def test_lines_travel_as_events_where_they_are_some():
+    with shipping(events.packed) as (ours, monitor):
+        log.warning("s=%s deferred: %s", "7f", "\x1b\nü")
+        ours.note("s=%s passed through to=%r sender=%r id=%r by=%s reply=%r ms=%d", *"123456", 7)
+        log.info("of somebody else: %s", "ü")
+        log.warning("s=%s deferred: %s", "7f", "x" * 5000)
+        texts = [told(monitor).texts[0] for _ in range(4)]
+    assert [claimed(text) for text in texts] == [
+        ("deferral", "s=7f deferred: \x1b\nü"),
+        ("passed", "s=1 passed through to='2' sender='3' id='4' by=5 reply='6' ms=7"),
+        ("", r"of somebody else: \xfc"),
+        ("", "s=7f deferred: " + "x" * 982 + "..."),
+    ]
+
+
+def test_an_event_of_a_message_has_its_traceback():
+    with shipping(events.packed) as (ours, _):
+        ours._own.outbox = False
+        ours.begin()
+        try:
+            raise ZeroDivisionError("ü" * 9000)
+        except ZeroDivisionError:
+            log.exception("s=%s internal error", "7f")
+        ((level, line),) = ours.take()
+    assert level == logging.ERROR
+    claim = events.unpacked(line)
+    assert claim is not None
+    assert claim.event == "internal-error"
+    assert str(claim.values["traceback"]).endswith("üüü")
+    assert len(line) < 8000
 
 
 def test_a_traceback_is_one_line_that_the_monitor_takes():

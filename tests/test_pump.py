@@ -233,15 +233,73 @@ def test_the_reply_of_the_gate_is_the_reply_to_the_client(serve, gate):
     assert client.ask("NOOP") == "250 2.0.0 Ok"
 
 
+ID = "<1@laptop>"
+TWO = (*ENVELOPE, "RCPT TO:<y@example.net>")
+
+
+def told(caplog, word):
+    """The lines about recipients who do not get a message, without what they took."""
+    lines = [one.getMessage() for one in caplog.records if f" {word} to=" in one.getMessage()]
+    return [re.sub(r" ms=[0-9]+$", "", line) for line in lines]
+
+
+@pytest.mark.parametrize(("code", "word"), [(451, "deferred"), (554, "refused")])
+@pytest.mark.parametrize("chunks", [False, True])
+def test_each_recipient_who_does_not_get_a_message_has_a_line(
+    serve, gate, caplog, code, word, chunks
+):
+    caplog.set_level(logging.INFO)
+    gate.reply = Reply(code, "4.1", ("next hop says no",))
+    client = logged_in(serve())
+    message = f"Message-ID:\r\n {ID}\r\n\r\nhello\r\n".encode()
+    if chunks:
+        client.ask(*TWO)
+        client.raw(b"BDAT %d LAST\r\n" % len(message) + message)
+    else:
+        client.ask(*TWO, "DATA")
+        client.raw(message + b".\r\n")
+    assert client.reply() == f"{code} {code // 100}.4.1 next hop says no"
+    assert told(caplog, word) == [
+        f"s=test {word} to='{to}@example.net' sender='a@example.org' id='{ID}'"
+        f" reply='{code} {code // 100}.4.1 next hop says no'"
+        for to in "xy"
+    ]
+    assert "hello" not in caplog.text
+
+
+def test_who_is_sent_a_message_has_no_such_line(serve, gate, caplog):
+    caplog.set_level(logging.INFO)
+    client = logged_in(serve())
+    begin_message(client)
+    client.raw(b"Subject: x\r\n\r\n.\r\n")
+    assert client.reply().startswith("250 ")
+    assert client.ask("DATA").startswith("503 ")
+    assert told(caplog, "refused") == told(caplog, "deferred") == []
+
+
+def test_the_gate_hears_when_a_message_was_complete(serve, gate):
+    client = logged_in(serve())
+    before = time.monotonic()
+    begin_message(client)
+    client.raw(b"Subject: x\r\n\r\n.\r\n")
+    assert client.reply().startswith("250 ")
+    assert before < gate.submitted[0][0].complete_at < time.monotonic()
+
+
 # What a message may not be.
 
 
-def test_a_bare_newline_is_refused_and_the_session_goes_on(serve, gate):
+def test_a_bare_newline_is_refused_and_the_session_goes_on(serve, gate, caplog):
+    caplog.set_level(logging.INFO)
     client = logged_in(serve())
     begin_message(client)
     client.raw(b"one\n.\nMAIL FROM:<b@example.org>\r\n.\r\n")
     assert client.reply() == "550 5.6.0 Error: the message holds a bare CR or LF"
     assert gate.submitted == []
+    assert told(caplog, "refused") == [
+        "s=test refused to='x@example.net' sender='a@example.org' id=''"
+        " reply='550 5.6.0 Error: the message holds a bare CR or LF'"
+    ]
     assert client.ask("NOOP") == "250 2.0.0 Ok"
 
 

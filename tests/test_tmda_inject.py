@@ -170,12 +170,35 @@ def test_a_report_tells_what_was_done_and_why():
     first, second = send("to bob@* tag from kw=k envelope bare\n", [b"bob@x", b"carol@x"])
     made = b"alice-keyword-k." + first.reports[0].sender_after.partition(b".")[2]
     assert first.reports == (
-        Report(b"bob@x", "to bob@* tag from kw=k envelope bare", b"alice@example.com", made),
+        Report(
+            b"bob@x",
+            "to bob@* tag from kw=k envelope bare",
+            b"alice@example.com",
+            made,
+            action="kw=k",
+        ),
     )
     assert first.sender == b"alice@example.com"
     (report,) = second.reports
     assert report.rule == "action_outgoing (dated)"
     assert report.sender_after == second.sender
+    assert report.action == "dated"
+
+
+@pytest.mark.parametrize(
+    ("rule", "action"),
+    [
+        ("to * dated=3d", "dated=3d"),
+        ("to * default", "dated"),
+        ("to * tag envelope sender", "sender"),
+        ("to * tag envelope sender from bare", "bare"),
+        ('to * tag from "a@b.example"', '"a@b.example"'),
+        ("to * tag x-note hello", ""),
+    ],
+)
+def test_a_report_names_the_action_that_made_the_address(rule, action):
+    (copy,) = send(f"{rule}\n", [b"bob@x"])
+    assert [report.action for report in copy.reports] == [action]
 
 
 # The sender

@@ -26,6 +26,7 @@ from tofmipd.settings import (
     EncryptionSettings,
     GlobalMode,
     Limits,
+    LogSettings,
     NextHopLimits,
     Options,
     Person,
@@ -321,6 +322,7 @@ def _settings(options: argparse.Namespace, who: Person, directory: str) -> Setti
         debug=options.debug,
         log=options.log,
         log_file=absolute(options.log_file, who.home),
+        log_settings=LogSettings(options.log_format, options.syslog_facility, _journal_listens()),
         one_cpu=options.cpus == "one",
         insecure_auth=options.insecure_auth,
         fix_bare_newline=options.bare_newline == "fix",
@@ -431,6 +433,15 @@ def _usual_path() -> str:
     from tofmipd.programs import PATH
 
     return PATH
+
+
+def _journal_listens() -> bool:
+    """Whether standard error goes to the journal of systemd (systemd.exec(5))."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM", "") == f"{status.st_dev}:{status.st_ino}"
 
 
 def absolute(path: str, home: str, directory: str = "") -> str:

@@ -14,6 +14,25 @@ BLOCK_OCTETS = 256 << 10
 _MOST_BLOCKS = 1024
 
 
+_MESSAGE_ID = re.compile(
+    rb"^message-id[ \t]*:((?:[^\r\n]|\r\n[ \t])*)", re.IGNORECASE | re.MULTILINE
+)
+_ID_CHARACTERS = 250
+# Of a header in which one is looked for.
+_HEADER_OCTETS = 64 << 10
+
+
+def message_id(octets: bytes) -> str:
+    """The Message-ID of what begins with a header, as the log shows it, "" for none."""
+    found = _MESSAGE_ID.search(octets[:_HEADER_OCTETS].partition(b"\r\n\r\n")[0])
+    return shown_id(found[1]) if found else ""
+
+
+def shown_id(value: bytes) -> str:
+    """The value of such a field on one line, bounded."""
+    return " ".join(value[: 4 * _ID_CHARACTERS].decode("utf-8", "replace").split())[:_ID_CHARACTERS]
+
+
 class Content:
     """A message in wire form: in memory up to 1 MiB, then in a file without a name.
 
@@ -64,6 +83,10 @@ class Content:
         if len(self._blocks) > 1:
             self._blocks = [b"".join(self._blocks)]
         return self._blocks[0][:octets] if self._blocks else b""
+
+    def message_id(self) -> str:
+        """As the log shows it, "" for none."""
+        return message_id(self.head(_HEADER_OCTETS))
 
     def blocks(self, start: int = 0) -> Iterator[bytes]:
         """All octets from ``start`` on, in large pieces."""

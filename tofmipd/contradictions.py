@@ -39,6 +39,9 @@ def contradictions(
             "--xclient is of no use with --spool: the client is gone by then",
             ("xclient", "spool"),
         )
+    if options.log_format == "journal" and (options.log_file or not options.foreground):
+        text = "--log-format=journal is for standard error: with -f, without --log-file"
+        yield text, ("log_format", "log_file", "foreground")
     yield from _of_tls(options, activated=activated)
     yield from _of_relay(options)
 

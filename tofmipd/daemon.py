@@ -90,7 +90,7 @@ def run_personal(
     parts = household.parts(settings)
     sockets = sockets or listen(settings)
     if settings.foreground:
-        announce(sockets)
+        say_where(settings, sockets)
     else:
         warn_of_lost_log()
         detach()
@@ -212,8 +212,7 @@ def run_global(
     if background is not None:
         background.succeed()
     elif connection is None and not monitor.stopping:
-        announce(sockets)
-        print(f"\tRunning as {mode.roles}", file=sys.stderr, flush=True)
+        say_where(settings, sockets, mode.roles)
     if connection is not None:
         connection.close()
     else:
@@ -239,10 +238,22 @@ def set_up_log(settings: Settings) -> None:
             foreground=settings.foreground,
             log_file=settings.log_file,
             shared=settings.global_mode is not None,
+            look=settings.log_settings,
         )
     except OSError as error:
         text = f"cannot write the log file {settings.log_file}: {error.strerror}"
         raise Fatal(CANT_CREATE, text) from None
+
+
+def say_where(settings: Settings, sockets: Sequence[socket.socket], roles: str = "") -> None:
+    """On standard error, for people; in the form of the log where programs read that there."""
+    if settings.log_settings.form == "json" and not settings.log_file:
+        for sock in sockets:
+            log.info("listening on %s port %d", *sock.getsockname()[:2])
+        return
+    announce(sockets)
+    if roles:
+        print(f"\tRunning as {roles}", file=sys.stderr, flush=True)
 
 
 def announce(sockets: Sequence[socket.socket]) -> None:

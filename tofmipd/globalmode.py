@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from tofmipd import cpus
 from tofmipd import log as log_module
@@ -83,6 +84,7 @@ class GlobalDaemon:
 
     def plan(self) -> Plan:
         settings, limits = self.settings, self.settings.limits
+        events = self._events()
         confine.descriptors(4 * self.mode.max_workers + 1000)
         return Plan(
             server=Birth(
@@ -110,6 +112,7 @@ class GlobalDaemon:
             supervisor=self.supervisor,
             once=self.connection is not None,
             reload=self._reload,
+            unpack=events.unpacked if events is not None else None,
         )
 
     def _reload(self) -> Change | None:
@@ -148,6 +151,14 @@ class GlobalDaemon:
         if self.connection is not None:
             return self.connection.descriptors()
         return tuple(sock.fileno() for sock in self.sockets)
+
+    def _events(self) -> ModuleType | None:
+        """What makes events of the lines of workers, if the log is to have any."""
+        if self.settings.log_settings.form != "json":
+            return None
+        from tofmipd import events
+
+        return events
 
     @property
     def _leave_seconds(self) -> float:
@@ -195,6 +206,7 @@ class GlobalDaemon:
                 quota.check()
         except Fatal as error:
             return _failed(control, str(error), error.status)
+        events = self._events()
         script = settings.scripts.throttle
         if script and not os.access(script, os.X_OK):
             return _failed(
@@ -213,6 +225,7 @@ class GlobalDaemon:
             throttle_of(settings),
             lambda files: encryption.take(list(files), reader_of(files)),
             quota,
+            events.unpacked if events is not None else None,
         )
         service = service_of(settings, gate, encryption.encrypt)
         stop, retire = threading.Event(), threading.Event()
@@ -334,7 +347,8 @@ class GlobalDaemon:
             cpus.keep_to_one(account.rights.uid, but=self.monitor)
         os.umask(0o077)
         confine.clean_environment(identity, account.home)
-        shipping = Shipping()
+        events = self._events()
+        shipping = Shipping(events.packed if events is not None else None)
         shipping.setFormatter(log_module.OneLine("%(message)s"))
         log_module.replace_handler(shipping)
         if fault:

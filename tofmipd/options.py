@@ -19,7 +19,9 @@ from tofmipd.arguments import (
     tls_policy,
 )
 from tofmipd.settings import (
+    FACILITIES,
     GLOBAL_OUTBOXES,
+    LOG_FORMS,
     REMOTE_TLS_MODES,
     SENDER_CHECKS,
     TLS_MODES,
@@ -109,6 +111,19 @@ def _add_general(parser: Parser) -> None:
     add("-d", "--debug", action="store_true", help="log all, also the dialogue; no secrets")
     add("-L", "--log", action="store_true", help="log all but the dialogue")
     add("--log-file", metavar="FILE", default="", help="log to FILE (default: stderr or syslog)")
+    add(
+        "--log-format",
+        choices=LOG_FORMS,
+        default="",
+        help="of log lines (default: text, for systemd's journal on stderr journal)",
+    )
+    add(
+        "--syslog-facility",
+        metavar="NAME",
+        choices=tuple(FACILITIES),
+        default="mail",
+        help="of lines that go to syslog (default: mail)",
+    )
     add("-b", "--background", dest="foreground", action="store_false", help="detach (default)")
     add("-f", "--foreground", dest="foreground", action="store_true", help="do not detach")
     add("--pid-file", metavar="FILE", default="", help="holds the process id while it runs")

@@ -13,7 +13,7 @@ from tofmipd.log import TRACE
 from tofmipd.reception import Reception, discard
 from tofmipd.settings import Limits
 from tofmipd.smtp import replies
-from tofmipd.smtp.envelope import Encryption
+from tofmipd.smtp.envelope import Encryption, Envelope
 from tofmipd.smtp.reply import BadCommand, Reply
 from tofmipd.smtp.session import (
     MakeChallenge,
@@ -232,23 +232,22 @@ class Pump:
             return False
         finally:
             self._idle = False
-        log.debug("s=%s %s", self._id, encryption)
+        log.debug("s=%s now %s", self._id, encryption)
         self._session.secured(encryption)
         return True
 
     def _perform(self, step: MakeChallenge | Verify | Receive | ReceiveChunk | Submit) -> Step:
         """Carry a request of the session out.  A defect behind the gate costs this command only."""
+        envelope = self._session.envelope
         match step:
             case Receive():
-                return self._session.received(self._receive(step.reply))
+                return self._told(envelope, self._session.received(self._receive(step.reply)))
             case ReceiveChunk():
-                return self._session.chunk_received(self._receive_chunk(step))
+                return self._told(envelope, self._session.chunk_received(self._receive_chunk(step)))
         try:
             match step:
-                case Submit(envelope=envelope):
-                    assert self._reception is not None
-                    content = self._reception.content
-                    return self._session.submitted(self._pass.submit(envelope, content))
+                case Submit():
+                    return self._told(step.envelope, self._session.submitted(self._submit(step)))
                 case Verify():
                     return self._session.judged(self._verify(step))
                 case MakeChallenge(mechanism=mechanism, opening=opening):
@@ -256,7 +255,28 @@ class Pump:
                     return self._session.challenged(challenge)
         except Exception:
             log.exception("s=%s internal error", self._id)
+            if isinstance(step, Submit):
+                return self._told(step.envelope, replies.INTERNAL_ERROR)
             return replies.INTERNAL_ERROR
+
+    def _submit(self, step: Submit) -> Reply:
+        assert self._reception is not None
+        step.envelope.complete_at = time.monotonic()
+        return self._pass.submit(step.envelope, self._reception.content)
+
+    def _told(self, envelope: Envelope | None, step: Step) -> Step:
+        """Have the log say of each recipient that he does not get the message, if that is so."""
+        if isinstance(step, Reply) and step.code >= 400 and envelope is not None:
+            id_ = self._reception.content.message_id() if self._reception is not None else ""
+            begun = envelope.complete_at or time.monotonic()
+            spent_ms = int((time.monotonic() - begun) * 1000)
+            for recipient in envelope.recipients:
+                values = (self._id, recipient, envelope.sender, id_, str(step), spent_ms)
+                if step.code >= 500:
+                    log.info("s=%s refused to=%r sender=%r id=%r reply=%r ms=%d", *values)
+                else:
+                    log.info("s=%s deferred to=%r sender=%r id=%r reply=%r ms=%d", *values)
+        return step
 
     def _verify(self, step: Verify) -> Judgement:
         """A rejection takes equally long whatever its reason, and longer each time."""

@@ -20,6 +20,9 @@ TLS_MODES = ("on", "optional", "localoptional")
 REMOTE_TLS_MODES = ("verified", "unverified", "none")
 # Whose addresses a login may not use as its own (feature row BX-1).
 SENDER_CHECKS = ("off", "others", "own")
+LOG_FORMS = ("text", "json", "journal")
+# Of syslog (RFC 5424 section 6.2.1), as far as a mail program may have use for them.
+FACILITIES = {"user": 1, "mail": 2, "daemon": 3} | {f"local{n}": 16 + n for n in range(8)}
 # Units of time in limits, the largest first, in seconds.
 TIME_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
@@ -221,6 +224,18 @@ class SenderCheck(NamedTuple):
     senders: str = ""
 
 
+class LogSettings(NamedTuple):
+    """What a log line looks like.
+
+    ``form`` is one of LOG_FORMS, or "" for the one that fits where the lines go; ``facility`` is
+    that of syslog.  ``journal``: the journal of systemd reads standard error.
+    """
+
+    form: str = ""
+    facility: str = "mail"
+    journal: bool = False
+
+
 class Person(NamedTuple):
     """Who runs a personal daemon."""
 
@@ -267,6 +282,7 @@ class Settings(NamedTuple):
     log: bool = False
     quiet: bool = False
     log_file: str = ""
+    log_settings: LogSettings = LogSettings()
     one_cpu: bool = True
     insecure_auth: bool = False
     fix_bare_newline: bool = False

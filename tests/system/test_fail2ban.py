@@ -163,6 +163,12 @@ def as_dated_syslog(lines: Sequence[str], directory: Path) -> str:
     return as_syslog(lines, directory, "2026-11-21T22:00:00.123456+01:00")
 
 
+def as_journal_of_a_service(lines: Sequence[str], directory: Path) -> str:
+    """There the journal has taken the priority off."""
+    dated = re.compile(r"[0-9-]{10} [0-9:,]{12} [A-Z]+ ")
+    return as_journal([dated.sub("", line) for line in lines], directory)
+
+
 def as_journal(lines: Sequence[str], directory: Path) -> str:
     """What systemd keeps of standard error of the service; other units have lines as well."""
     entries = [(line, "tofmipd") for line in lines] + [(STAMPED, "other")]
@@ -183,7 +189,10 @@ PLACES = [
     as_file,
     as_syslog,
     as_dated_syslog,
-    pytest.param(as_journal, marks=pytest.mark.peer(JOURNAL_WRITER)),
+    *(
+        pytest.param(place, marks=pytest.mark.peer(JOURNAL_WRITER))
+        for place in (as_journal, as_journal_of_a_service)
+    ),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from clients import logged_in, submit
 from hops import raw_hop
 from postfix import MECHANISMS, NEXT_HOP_LOGIN, NEXT_HOP_PASSWORD
-from running import HOST, free_port, run, to_program, to_smtp
+from running import HOST, free_port, run, to_program, to_smtp, wait_until
 
 TO = "x@example.net"
 MESSAGE = b"From: bobby@example.org\r\nSubject: x\r\n\r\nx\r\n.\r\n"
@@ -168,6 +168,12 @@ def test_postfix_takes_mail_by_tls_and_login(place, lines, daemon, home, postfix
     stored = postfix.message(recipient)
     assert stored.sender.startswith("bobby-dated-")
     assert "ESMTPSA" in stored.values("Received")[0]
+    # BX-28: one line leads from our log to the next hop's.
+    line = daemon.says(f"sent to='{recipient}'")
+    (queue_id,) = re.findall(r" reply='250 2\.0\.0 Ok: queued as (\w+)'", line)
+    assert f" {queue_id}: to=<{recipient}>" in wait_until(
+        lambda: postfix.log() if f" {queue_id}: removed" in postfix.log() else "", queue_id
+    )
     assert NEXT_HOP_PASSWORD not in daemon.text()
 
 

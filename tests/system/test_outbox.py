@@ -201,7 +201,7 @@ def test_what_is_kept_is_handed_over_once_when_the_next_hop_is_back(place):
             assert re.fullmatch(
                 r"250 2\.0\.0 Ok: queued as tofmipd\S+", place.submit(daemon, recipient)
             )
-        daemon.says("deferred for 1 recipients", "Connection refused")
+        daemon.says("deferred to=", "Connection refused")
         assert len(files(place.outbox)) == 4
         with raw_hop(place.port) as hop:
             for recipient in TO[:2]:
@@ -229,7 +229,7 @@ def test_the_client_does_not_wait_for_the_next_hop(place):
 def test_a_restart_loses_and_doubles_nothing(place):
     with place.start() as daemon:
         assert place.submit(daemon, *TO).startswith("250 ")
-        daemon.says("deferred for 3 recipients")
+        daemon.says("deferred to=")
     assert len(files(place.outbox)) == 2
     with place.start() as daemon, raw_hop(place.port) as hop:
         assert hop.message(TO[0]).recipients == TO
@@ -254,7 +254,7 @@ def test_after_its_lifetime_a_message_goes_back(place):
         report = report_at(hop)
         place.emptied()
         assert TO[0].encode() in report.octets
-        daemon.says("given up for 1 recipients")
+        daemon.says("given up to=")
     assert len(hop.stored) == 1
 
 
@@ -272,13 +272,13 @@ def test_for_a_report_that_cannot_be_delivered_there_is_no_other(place):
 def test_a_sender_hears_of_a_long_delay_once_where_that_is_asked_for(place):
     with place.start() as daemon:
         assert place.submit(daemon, TO[0]).startswith("250 ")
-        daemon.says("deferred for 1 recipients")
+        daemon.says("deferred to=")
     place.change(rb"Arrived: [0-9.]+", b"Arrived: %d" % (time.time() - 5 * 3600))
     refused = {"RCPT TO:<a@": b"451 4.7.1 greylisted"}
     with raw_hop(place.port, refuse=refused) as hop, place.start("--queue-warning") as daemon:
         report_at(hop)
         daemon.forget()
-        daemon.says("deferred for 1 recipients")
+        daemon.says("deferred to=")
         refused.clear()
         hop.message(TO[0])
         place.emptied()

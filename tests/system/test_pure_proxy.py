@@ -68,7 +68,7 @@ def test_the_message_gets_to_the_program_octet_by_octet(proxy, sendmail):
     ((arguments, _, message),) = sendmail.runs()
     assert arguments == ["-f", "any.one@example.com", "-i", "--", TO]
     assert message == local(LINES)
-    proxy.says("INFO", "passed through", f"to=['{TO}']", "sender='any.one@example.com'")
+    proxy.says("INFO", "passed through", f"to='{TO}'", "reply=", "sender='any.one@example.com'")
 
 
 def test_all_recipients_are_in_one_run_in_their_order(proxy, sendmail):

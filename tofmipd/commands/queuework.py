@@ -138,7 +138,7 @@ class _Trial:
 
 def _quiet_retries(settings: Settings, directory: str) -> Retries:
     """What begins nothing by itself."""
-    retries = retries_of(settings, directory, lambda line: None)
+    retries = retries_of(settings, directory, lambda *line: None)
     retries.stop(0)
     return retries
 

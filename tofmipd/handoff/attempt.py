@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tofmipd.content import Content, as_local_text, stuffed
+from tofmipd.content import Content, as_local_text, message_id, stuffed
 from tofmipd.handoff import bounce
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.outbox import BAD, Pair
@@ -39,6 +40,8 @@ _FULL_LIMIT_OCTETS = 1 << 20
 Transports = Callable[[str, str], Transport]
 # What commits a message of ours to the outbox, under that name.  Raises OSError.
 Send = Callable[[Copy, Origin, str], None]
+# What puts a line on the log, at INFO: a text, and the values for it.
+Note = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,58 @@ class Rules:
         return pause * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the log says of one recipient of a message in the outbox: what all of its lines have.
+
+    ``arrived`` is when the message came in, in seconds since the epoch.
+    """
+
+    session: str
+    sender: str
+    message_id: str
+    queue: str
+    arrived: float
+
+    @classmethod
+    def of(cls, origin: Origin, copy: Copy, queue: str) -> Told:
+        id_ = message_id(copy.header) if copy.header else copy.content.message_id()
+        return cls(origin.session_id, _shown(copy.sender), id_, queue, origin.arrived)
+
+    def _values(self, recipient: bytes, by: str, said: str) -> tuple[object, ...]:
+        delay = max(time.time() - self.arrived, 0)
+        id_, to = self.message_id, _shown(recipient)
+        return (self.session, to, self.sender, id_, by or "-", said, self.queue, delay)
+
+    def taken(self, recipient: bytes, by: str, said: str, note: Note) -> None:
+        note(
+            "s=%s sent to=%r sender=%r id=%r by=%s reply=%r queue=%s delay=%.1f",
+            *self._values(recipient, by, said),
+        )
+
+    def not_taken(self, recipient: bytes, by: str, reply: Reply, detail: str) -> None:
+        """``reply`` says whether for good, ``detail`` is what is shown."""
+        values = self._values(recipient, by, printable(detail))
+        if _what(reply) == REFUSED:
+            log.warning(
+                "s=%s refused to=%r sender=%r id=%r by=%s reply=%r queue=%s delay=%.1f", *values
+            )
+        else:
+            log.warning(
+                "s=%s deferred to=%r sender=%r id=%r by=%s reply=%r queue=%s delay=%.1f", *values
+            )
+
+    def given_up(self, recipient: bytes, by: str, said: str) -> None:
+        log.warning(
+            "s=%s given up to=%r sender=%r id=%r by=%s reply=%r queue=%s delay=%.1f",
+            *self._values(recipient, by, said),
+        )
+
+
 class Attempt:
     """One attempt at one message."""
 
-    def __init__(self, pair: Pair, rules: Rules, note: Callable[[str], None]) -> None:
+    def __init__(self, pair: Pair, rules: Rules, note: Note) -> None:
         self._pair = pair
         self._rules = rules
         self._note = note
@@ -106,29 +157,29 @@ class Attempt:
             *(Event(TAKEN, now, place, by, said) for place in taken),
             *(_not_taken(place, refused[addresses[place]], by) for place in refused_places),
         )
+        told = self._told(copy)
         for place in taken:
-            self._note(
-                f"s={self._session} sent to={_shown(addresses[place])!r}"
-                f" from={_shown(copy.sender)!r} by={by} reply={said!r} queue={self._pair.id}"
-            )
+            told.taken(addresses[place], by, said, self._note)
         for place in refused_places:
             reply = refused[addresses[place]]
-            self._warn(reply, 1, by, str(reply))
+            told.not_taken(addresses[place], by, reply, str(reply))
+
+    def _told(self, copy: Copy) -> Told:
+        return Told.of(self._pair.stored.origin, copy, self._pair.id)
+
+    def _by_copy(self, places: Sequence[Place]) -> Iterator[tuple[Place, bytes, Told]]:
+        """The places with their addresses.  Raises BadEnvelope, OSError."""
+        for number, mine in itertools.groupby(places, lambda place: place.copy):
+            copy = self._pair.copy(number)
+            told = self._told(copy)
+            for place in mine:
+                yield place, copy.recipients[place.recipient], told
 
     def _not_taken(self, places: Sequence[Place], reply: Reply, by: str, detail: str) -> None:
+        """Raises BadEnvelope, OSError."""
         self._pair.tell(*(_not_taken(place, reply, by) for place in places))
-        self._warn(reply, len(places), by, detail)
-
-    def _warn(self, reply: Reply, count: int, by: str, detail: str) -> None:
-        log.warning(
-            "s=%s %s for %d recipients by=%s reply=%r queue=%s",
-            self._session,
-            _what(reply).lower(),
-            count,
-            by or "-",
-            printable(detail),
-            self._pair.id,
-        )
+        for _, recipient, told in self._by_copy(places):
+            told.not_taken(recipient, by, reply, detail)
 
     def report(self, send: Send) -> None:
         """Let the sender know what he is to know.  Raises BadEnvelope, OSError."""
@@ -150,19 +201,12 @@ class Attempt:
         """Those who wait have waited too long."""
         pair = self._pair
         events = []
-        for place in pair.history.waiting(pair.stored):
+        for place, recipient, told in self._by_copy(pair.history.waiting(pair.stored)):
             last = pair.history.last.get(place)
             reply, by = (last.reply, last.by) if last is not None else ("", "")
             events.append(Event(REFUSED, time.time(), place, by, reply))
-        if events:
-            log.warning(
-                "s=%s given up for %d recipients after %.1f days queue=%s",
-                self._session,
-                len(events),
-                (time.time() - pair.stored.origin.arrived) / 86400,
-                pair.id,
-            )
-            pair.tell(*events)
+            told.given_up(recipient, by, reply)
+        pair.tell(*events)
 
     def _report(self, places: Sequence[Place], send: Send, until: float) -> None:
         """A report for each copy, for each has a sender of its own; ``until`` is 0 for a refusal,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tofmipd.handoff.attempt import Told
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.outbox import Draft
 from tofmipd.handoff.retries import Retries
@@ -24,6 +25,12 @@ _NO_ROOM = Reply(451, "3.0", ("Error: your message cannot be kept here now, try 
 
 # Told of each copy that is taken: its number, and what the next hop said.
 TakenCopy = Callable[[int, str], None]
+# Told of each copy that the outbox has now: its number, and the name of the message there.
+KeptCopy = Callable[[int, str], None]
+
+
+def _nobody(number: int, queue: str) -> None:
+    """Wants to know."""
 
 
 class HandedOver(NamedTuple):
@@ -39,6 +46,7 @@ def hand_over(
     origin: Origin,
     retries: Retries | None,
     taken: TakenCopy,
+    kept: KeptCopy = _nobody,
 ) -> HandedOver:
     """Hand copies of one message over.
 
@@ -46,16 +54,18 @@ def hand_over(
     copy cannot fail for want of room.  Without ``retries`` the client hears how many have it.
     """
     if len(copies) == 1 or retries is None:
-        return _Handover(copies, transport, origin, taken).run(None, None)
+        return _Handover(copies, transport, origin, taken, kept).run(None, None)
     try:
         draft = retries.outbox.prepare(copies, origin)
     except OSError as error:
         return _no_room(origin, retries, error)
     with draft:
-        return _Handover(copies, transport, origin, taken).run(retries, draft)
+        return _Handover(copies, transport, origin, taken, kept).run(retries, draft)
 
 
-def keep(copies: Sequence[Copy], origin: Origin, retries: Retries) -> HandedOver:
+def keep(
+    copies: Sequence[Copy], origin: Origin, retries: Retries, kept: KeptCopy = _nobody
+) -> HandedOver:
     """Put all copies into the outbox first."""
     now = time.time()
     try:
@@ -64,7 +74,8 @@ def keep(copies: Sequence[Copy], origin: Origin, retries: Retries) -> HandedOver
     except OSError as error:
         return _no_room(origin, retries, error)
     retries.add(draft.id, now)
-    log.info("s=%s kept for the next hop queue=%s", origin.session_id, draft.id)
+    for number in range(len(copies)):
+        kept(number, draft.id)
     return HandedOver(Reply(250, "0.0", (f"Ok: queued as {draft.id}",)), len(copies))
 
 
@@ -82,12 +93,18 @@ class _Handover:
     """One message; it is used once."""
 
     def __init__(
-        self, copies: Sequence[Copy], transport: Transport, origin: Origin, taken: TakenCopy
+        self,
+        copies: Sequence[Copy],
+        transport: Transport,
+        origin: Origin,
+        taken: TakenCopy,
+        kept: KeptCopy,
     ) -> None:
         self._copies = copies
         self._transport = transport
         self._origin = origin
         self._taken = taken
+        self._kept = kept
         self._said: list[str] = []
 
     def run(self, retries: Retries | None, draft: Draft | None) -> HandedOver:
@@ -134,6 +151,7 @@ class _Handover:
             total,
             draft.id,
         )
+        self._tell_rest(error, draft.id)
         text = f"Ok: taken for {done} of {total} recipients, queued as {draft.id} for the others"
         return HandedOver(Reply(250, "0.0", (text,)), len(self._copies))
 
@@ -143,9 +161,7 @@ class _Handover:
         said_by = by if error.heard else ""
         failed = len(self._said)
         rest = self._copies[failed].recipients
-        # Which one of several was refused is found out when it is tried again.
-        final = error.reply.code >= 500 and len(rest) == 1
-        what = REFUSED if final else DEFERRED
+        what = REFUSED if self._final(error) else DEFERRED
         events = [
             Event(TAKEN, now, Place(number, recipient), by, said)
             for number, said in enumerate(self._said)
@@ -156,6 +172,21 @@ class _Handover:
             for recipient in range(len(rest))
         ]
         return events
+
+    def _final(self, error: HandOffFailed) -> bool:
+        """Which one of several was refused is found out when it is tried again."""
+        return error.reply.code >= 500 and len(self._copies[len(self._said)].recipients) == 1
+
+    def _tell_rest(self, error: HandOffFailed, queue: str) -> None:
+        """Have the log say what has become of those who do not have it."""
+        failed = len(self._said)
+        if self._final(error):
+            copy, by = self._copies[failed], str(self._transport) if error.heard else ""
+            told = Told.of(self._origin, copy, queue)
+            told.not_taken(copy.recipients[0], by, error.reply, str(error))
+            failed += 1
+        for number in range(failed, len(self._copies)):
+            self._kept(number, queue)
 
     def _stopped_short(self, error: HandOffFailed) -> HandedOver:
         """What the client hears where nobody answers for the rest."""

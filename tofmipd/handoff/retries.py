@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tofmipd.handoff.attempt import Attempt, Rules, Transports
+from tofmipd.handoff.attempt import Attempt, Note, Rules, Transports
 from tofmipd.handoff.copy import Copy, HandOffFailed, Transport
 from tofmipd.handoff.outbox import BAD, BUSY, NEW, WAITING, Outbox, Pair, when_due
 from tofmipd.handoff.stored import DEFERRED, BadEnvelope, Origin, Place
@@ -39,7 +39,7 @@ class Tried(NamedTuple):
 class Retries:
     """Of one outbox: a thread while there is something to do, others for each message.
 
-    ``note`` puts a line on the log, at INFO.  With ``watches`` the thread stays once there has been
+    With ``watches`` the thread stays once there has been
     anything, since somebody else may put something there.
     """
 
@@ -47,7 +47,7 @@ class Retries:
         self,
         outbox: Outbox,
         rules: Rules,
-        note: Callable[[str], None],
+        note: Note,
         begin_thread: Callable[[], None] = lambda: None,
         *,
         watches: bool = False,

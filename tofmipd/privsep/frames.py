@@ -329,7 +329,8 @@ def decode_judgement(octets: bytes) -> tuple[Judgement, str]:
 # Between the server and a worker.
 
 _SUBMIT = struct.Struct("!BIQB")
-_ENVELOPE = struct.Struct("!QBBHI")
+_ENVELOPE = struct.Struct("!QBBHIQ")
+_MICROSECONDS = 1_000_000
 _ANSWER = struct.Struct("!BHHB")
 _LINE = struct.Struct("!B")
 _IN_FILE = 1
@@ -384,6 +385,7 @@ def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
         peer.loopback,
         peer.port,
         len(envelope.recipients),
+        int(envelope.complete_at * _MICROSECONDS),
     ) + packed(
         session_id,
         envelope.helo,
@@ -402,7 +404,7 @@ def encode_envelope(envelope: Envelope, session_id: str) -> bytes:
 def decode_envelope(octets: bytes, login: str) -> tuple[Envelope, str]:
     """The envelope, with the login name that the worker knows, and the session's id."""
     reader = Reader(octets)
-    announced, flags, loopback, port, count = reader.unpack(_ENVELOPE)
+    announced, flags, loopback, port, count, complete_at = reader.unpack(_ENVELOPE)
     if flags > 7 or loopback > 1 or not 0 < count <= RECIPIENTS_LIMIT:
         raise BadFrame("not an envelope")
     with_notices = bool(flags & 4)
@@ -432,6 +434,7 @@ def decode_envelope(octets: bytes, login: str) -> tuple[Envelope, str]:
             ret,
             envid,
             {r: notice for r, notice in zip(recipients, notices, strict=False) if notice},
+            complete_at / _MICROSECONDS,
         ),
         session_id,
     )

@@ -642,8 +642,10 @@ class Monitor:
             if child.lines > _LINES_LIMIT + _LINES_A_SECOND * (time.monotonic() - child.born):
                 raise BadFrame("talks too much")
             level = frame.number if frame.number in _LEVELS else logging.INFO
-            text = printable(frame.texts[0], _LINE_LENGTH)
-            log.log(level, "outbox of %r: %s", child.identity.login, text)
+            claim = self._plan.unpack(frame.texts[0]) if self._plan.unpack is not None else None
+            text = printable(frame.texts[0] if claim is None else claim.text, _LINE_LENGTH)
+            shown = text if claim is None else claim.shown_as(text)
+            log.log(level, "outbox of %r: %s", child.identity.login, shown)
 
     def _see_to_chores(self, now: float) -> None:
         """Start workers for outboxes in which something is due; sessions go first."""

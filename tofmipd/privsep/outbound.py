@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tofmipd.content import Content, as_local_text
+from tofmipd.content import Content, as_local_text, shown_id
+from tofmipd.handoff.attempt import Note
 from tofmipd.handoff.copy import NO_PARAMETERS, Copy, HandOffFailed, Parameters, Transport
-from tofmipd.handoff.handover import HandedOver, TakenCopy, hand_over, keep
+from tofmipd.handoff.handover import HandedOver, KeptCopy, TakenCopy, hand_over, keep
 from tofmipd.handoff.nexthop import NextHop
 from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.sendmail import SendmailTransport, sendmail_program
@@ -34,7 +35,7 @@ from tofmipd.settings import NextHopLimits
 from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply, printable
-from tofmipd.tmda import outlog
+from tofmipd.tmda import header, outlog
 from tofmipd.tmda.config import Config
 from tofmipd.tmda.errors import MessageError, MissingConfig, UserFileError
 from tofmipd.tmda.header import Field
@@ -56,10 +57,6 @@ _NO_CONFIG = Reply(554, "3.5", ("You have no TMDA configuration here: run 'tofmi
 Observer = Callable[[str, tuple[Report, ...], str], None]
 
 
-def _note(line: str) -> None:
-    log.info("%s", line)
-
-
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose files are used.  ``home`` is where ``~`` leads; ``variables`` are for his sendmail
@@ -76,7 +73,7 @@ class House:
 
     ``pass_through`` is a sendmail program for users without a configuration, "" for none.
     ``retries`` looks after the outbox, None for none; with ``spool`` all messages go there first.
-    ``note`` puts one line on the log, at INFO: that of every recipient of every message.
+    ``note`` puts the line of a recipient on the log.
     ``script_timeout`` is in seconds, for a command of a filter.  ``senders`` says whose addresses
     a login may use, None for everybody's.  With ``xclient`` next hops that ask for it are told of
     the client.  ``relay`` has the next hops for configurations that
@@ -89,7 +86,7 @@ class House:
     pool: Pool
     observer: Observer | None = None
     pass_through: str = ""
-    note: Callable[[str], None] = _note
+    note: Note = log.info
     script_timeout: float = 30
     pass_eight_bit: bool = False
     senders: SenderRules | None = None
@@ -100,13 +97,27 @@ class House:
 
 
 class _Job(NamedTuple):
-    """One message on its way through; its body begins at ``body_start`` of the content."""
+    """One message on its way through; its body begins at ``body_start`` of the content.
+
+    ``begun`` is when this began, of time.monotonic().
+    """
 
     envelope: Envelope
     content: Content
     session_id: str
     fields: list[Field]
     body_start: int
+    begun: float
+
+    def spent_ms(self) -> int:
+        """Since its last octet has come in."""
+        begun = self.envelope.complete_at or self.begun
+        return max(int((time.monotonic() - begun) * 1000), 0)
+
+    def message_id(self) -> str:
+        """As it came in, "" for none."""
+        value = header.first(self.fields, b"message-id")
+        return shown_id(value) if value is not None else self.content.message_id()
 
     def body(self) -> Iterator[bytes]:
         """As programs on this machine have it."""
@@ -152,7 +163,8 @@ class Outbound:
             refusal = self._sender_refusal(envelope.sender, fields, "-", session_id)
             if refusal is None and self._house.senders is not None and not whole:
                 refusal = replies.HEADER_TOO_BIG
-            return refusal or self._pass_through(envelope, content, session_id)
+            job = _Job(envelope, content, session_id, fields, 0, time.monotonic())
+            return refusal or self._pass_through(job)
         fields, body_start = parsed_header(content)
         delimiter = profile.config.recipient_delimiter
         refusal = self._sender_refusal(envelope.sender, fields, delimiter, session_id)
@@ -162,7 +174,7 @@ class Outbound:
             return replies.HEADER_TOO_BIG
         if sum(one.name == b"received" for one in fields) > HOP_LIMIT:
             return replies.TOO_MANY_HOPS
-        job = _Job(envelope, content, session_id, fields, body_start)
+        job = _Job(envelope, content, session_id, fields, body_start, time.monotonic())
         return self._tag_and_hand_over(job, profile)
 
     def _sender_refusal(
@@ -226,7 +238,8 @@ class Outbound:
             transport,
             job,
             stamp.now,
-            lambda number, said: self._tell(tagged[number], transport, said, job.session_id),
+            lambda number, said: self._tell(tagged[number], transport, said, job),
+            lambda number, queue: self._tell_kept(tagged[number], queue, job),
         )
         if count and config.logfile_outgoing:
             size = outlog.submitted_size(job.fields, sum(len(piece) for piece in job.body()))
@@ -241,43 +254,69 @@ class Outbound:
         job: _Job,
         arrived: float,
         taken: TakenCopy,
+        kept: KeptCopy,
     ) -> HandedOver:
         origin = Origin(self._owner.login, job.session_id, arrived, job.envelope.peer.local_address)
         retries = self._house.retries
         if retries is not None and self._house.spool:
-            return keep(copies, origin, retries)
-        return hand_over(copies, transport, origin, retries, taken)
+            return keep(copies, origin, retries, kept)
+        return hand_over(copies, transport, origin, retries, taken, kept)
 
-    def _tell(self, tagged: Tagged, transport: Transport, said: str, session_id: str) -> None:
-        sender = tagged.sender.decode("utf-8", "replace")
-        for report in tagged.reports:
-            recipient = report.recipient.decode("utf-8", "replace")
-            after = report.sender_after.decode("utf-8", "replace")
+    def _tell(self, tagged: Tagged, transport: Transport, said: str, job: _Job) -> None:
+        spent_ms = job.spent_ms()
+        for values in _told(tagged, job):
             self._house.note(
-                f"s={session_id} sent to={recipient!r} rule={report.rule!r} sender={sender!r}"
-                f" from={after!r} by={transport} reply={said!r}"
+                "s=%s sent to=%r rule=%r action=%r sender=%r from=%r id=%r new-id=%r by=%s"
+                " reply=%r ms=%d",
+                *values,
+                str(transport),
+                said,
+                spent_ms,
             )
         if self._house.observer is not None:
+            sender = tagged.sender.decode("utf-8", "replace")
             self._house.observer(sender, tagged.reports, said)
 
-    def _pass_through(self, envelope: Envelope, content: Content, session_id: str) -> Reply:
+    def _tell_kept(self, tagged: Tagged, queue: str, job: _Job) -> None:
+        spent_ms = job.spent_ms()
+        for values in _told(tagged, job):
+            self._house.note(
+                "s=%s kept to=%r rule=%r action=%r sender=%r from=%r id=%r new-id=%r queue=%s"
+                " ms=%d",
+                *values,
+                queue,
+                spent_ms,
+            )
+
+    def _pass_through(self, job: _Job) -> Reply:
         """Hand the message over as it came (feature row TO-80)."""
+        envelope, content = job.envelope, job.content
         transport = self._plain_sendmail(envelope.peer.local_address)
         recipients = tuple(recipient.encode() for recipient in envelope.recipients)
         parameters = parameters_of(envelope)
-        copy = Copy(envelope.sender.encode(), recipients, b"", content, parameters=parameters)
+        sender = envelope.sender.encode()
+        copy = Copy(sender, recipients, b"", content, parameters=parameters)
+        reports = tuple(Report(one, "", sender, sender) for one in recipients)
+        whole = Tagged(sender, recipients, job.fields, reports)
 
         def taken(number: int, said: str) -> None:
-            log.info(
-                "s=%s passed through to=%r sender=%r by=%s",
-                session_id,
-                envelope.recipients,
-                envelope.sender,
-                transport,
-            )
+            id_, spent_ms = job.message_id(), job.spent_ms()
+            for recipient in envelope.recipients:
+                self._house.note(
+                    "s=%s passed through to=%r sender=%r id=%r by=%s reply=%r ms=%d",
+                    job.session_id,
+                    recipient,
+                    envelope.sender,
+                    id_,
+                    str(transport),
+                    said,
+                    spent_ms,
+                )
 
-        job = _Job(envelope, content, session_id, [], 0)
-        return self._handed_over([copy], transport, job, time.time(), taken).reply
+        def kept(number: int, queue: str) -> None:
+            self._tell_kept(whole, queue, job)
+
+        return self._handed_over([copy], transport, job, time.time(), taken, kept).reply
 
     def transport(self, local_address: str) -> Transport:
         """What hands this user's messages over now.  Raises HandOffFailed; it is worth another
@@ -343,6 +382,20 @@ def submitter_of(envelope: Envelope) -> Submitter | None:
     if not peer.address:
         return None
     return Submitter(peer.address, peer.port, envelope.login, envelope.helo, envelope.protocol)
+
+
+def _told(tagged: Tagged, job: _Job) -> Iterator[tuple[str, ...]]:
+    """What the log says of each recipient of a copy: session, recipient, rule, action, envelope
+    sender, address in From, Message-ID as it came, and the new one if it has another now."""
+    sender = tagged.sender.decode("utf-8", "replace")
+    before = after = job.message_id()
+    if tagged.fields is not job.fields:
+        after = shown_id(header.first(tagged.fields, b"message-id") or b"")
+    after = "" if after == before else after
+    for one in tagged.reports:
+        recipient = one.recipient.decode("utf-8", "replace")
+        own = one.sender_after.decode("utf-8", "replace")
+        yield job.session_id, recipient, one.rule, one.action, sender, own, before, after
 
 
 def parameters_of(envelope: Envelope) -> Parameters:

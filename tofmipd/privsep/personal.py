@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,7 @@ log = logging.getLogger(__name__)
 
 def personal_retries(settings: Settings) -> Retries:
     """What looks after the person's outbox; it is started when there is a gate."""
-    note = functools.partial(log.info, "%s")
-    return retries_of(settings, settings.outbox, note, watches=True)
+    return retries_of(settings, settings.outbox, log.info, watches=True)
 
 
 def personal_gate(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.keyfiles import Keys
 from tofmipd.systemd import Supervisor
+
+if TYPE_CHECKING:
+    from tofmipd.events import Unpack
 
 # A child that lived longer than this is replaced at once; else the pause doubles up to a limit.
 _QUICK_DEATH_SECONDS = 5
@@ -28,7 +31,8 @@ class Plan:
     ``outboxes`` is the directory of all outboxes, "" for none.
     ``reload`` looks whether the options have changed; it raises Fatal if they are wrong now.
     ``supervisor`` hears how the service is.  With ``once`` all ends when the server does.
-    ``keys`` are files for the server that only root may read, None for none.
+    ``keys`` are files for the server that only root may read, None for none.  ``unpack`` makes
+    events of the lines of workers, None for a log that has none.
     """
 
     server: Birth
@@ -46,6 +50,7 @@ class Plan:
     supervisor: Supervisor = field(default_factory=lambda: Supervisor({}))
     once: bool = False
     reload: Callable[[], Change | None] = lambda: None
+    unpack: Unpack | None = None
 
 
 class Change(NamedTuple):

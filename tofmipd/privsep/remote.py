@@ -28,6 +28,7 @@ from tofmipd.smtp.envelope import Envelope, Peer
 from tofmipd.smtp.reply import Reply, printable
 
 if TYPE_CHECKING:
+    from tofmipd.events import Unpack
     from tofmipd.privsep.quota import Quota
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ class RemoteGate:
     """The server's way to all that it has no rights for.  See gate.Gate.
 
     ``offer`` tells the mechanisms that all sources can serve; ``auth_limit`` is in seconds.
-    ``new_keys`` is given the files that the monitor has opened.
+    ``new_keys`` is given the files that the monitor has opened; ``unpack`` makes events of the
+    lines of workers.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class RemoteGate:
         throttle: Throttle | None = None,
         new_keys: Callable[[Mapping[str, bytes | OSError]], None] | None = None,
         quota: Quota | None = None,
+        unpack: Unpack | None = None,
     ) -> None:
         self._offer = offer
+        self.unpack = unpack
         self.auth = AuthChannels(auth_limit)
         self.throttle = throttle
         self.quota = quota
@@ -431,11 +435,18 @@ class RemotePass:
 
         None looks like a line about a login: programs act on these (row BX-5).
         """
-        for level, text in lines:
-            text = printable(text, _LINE_OCTETS).removeprefix(f"s={self._id} ")
+        for level, line in lines:
+            claim = self._gate.unpack(line) if self._gate.unpack is not None else None
+            text = printable(line if claim is None else claim.text, _LINE_OCTETS)
+            text = text.removeprefix(f"s={self._id} ")
             if text.startswith("auth "):
                 text = f"worker: {text}"
-            log.log(level if level in _LEVELS else logging.INFO, "s=%s %s", self._id, text)
+            log.log(
+                level if level in _LEVELS else logging.INFO,
+                "s=%s %s",
+                self._id,
+                text if claim is None else claim.shown_as(text),
+            )
 
     def close(self) -> None:
         """The session has ended."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tofmipd.content import Content
-from tofmipd.handoff.attempt import Rules
+from tofmipd.handoff.attempt import Note, Rules
 from tofmipd.handoff.copy import HandOffFailed, Transport
 from tofmipd.handoff.outbox import Outbox
 from tofmipd.handoff.retries import Retries
@@ -66,7 +66,7 @@ class User:
 def retries_of(
     settings: Settings,
     directory: str,
-    note: Callable[[str], None],
+    note: Note,
     begin_thread: Callable[[], None] = lambda: None,
     *,
     watches: bool = False,

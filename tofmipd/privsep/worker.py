@@ -12,6 +12,8 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tofmipd.content import Content
 from tofmipd.errors import TEMPORARY
@@ -22,6 +24,9 @@ from tofmipd.smtp import replies
 from tofmipd.smtp.envelope import Envelope
 from tofmipd.smtp.reply import Reply, printable
 
+if TYPE_CHECKING:
+    from tofmipd.events import Pack
+
 log = logging.getLogger(__name__)
 
 SESSIONS_LIMIT = 1000
@@ -30,6 +35,7 @@ _SEND_LIMIT_SECONDS = 30
 _BATCH_OCTETS = 32 << 10
 _LINES_LIMIT = 10_000
 _LINE_CHARACTERS = 2000
+_EVENT_CHARACTERS = 7000
 # Lines to the monitor; fewer than it bears.
 _SENT_LIMIT, _SENT_A_SECOND = 1000, 50
 _SENT_CHARACTERS = 1000
@@ -39,17 +45,22 @@ _FIRST_IDLE_SECONDS = 5.0
 _TOO_SLOW = Reply(451, "3.5", ("Error: reading your TMDA files takes too long",))
 
 Submit = Callable[[Envelope, Content, str], Reply]
+Failure = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+_TRACEBACKS = logging.Formatter()
 
 
 class Shipping(logging.Handler):
     """Keeps log lines until they go to the server with an answer: a worker has no log of its own.
 
     What a thread logs while it deals with a message belongs to that message.  What one logs that
-    looks after the outbox goes to the monitor, as long as it is not too much.
+    looks after the outbox goes to the monitor, as long as it is not too much.  With ``pack`` a line
+    travels as an event where it is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pack: Pack | None = None) -> None:
         super().__init__()
+        self._pack = pack
         self._own = threading.local()
         self._common: list[LogLine] = []
         self._monitor: Channel | None = None
@@ -88,17 +99,30 @@ class Shipping(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # A line without a traceback is all there is to it.
-            text = self.format(record) if record.exc_info else record.getMessage()
-            text = text[:_LINE_CHARACTERS]
+            text = self._event(record.msg, record.args, record.exc_info)
+            if not text:
+                # A line without a traceback is all there is to it.
+                text = self.format(record) if record.exc_info else record.getMessage()
+                text = text[:_LINE_CHARACTERS]
         except Exception as error:
             text = f"a log line could not be made: {error!r}"[:_LINE_CHARACTERS]
         self._keep(min(max(record.levelno, 0), 255), text)
 
-    def note(self, line: str) -> None:
-        """A line at INFO without the ways of a log record: there is one for every message."""
+    def note(self, text: str, *values: object) -> None:
+        """A line at INFO without the ways of a log record: there is one for every recipient."""
         if log.isEnabledFor(logging.INFO):
-            self._keep(logging.INFO, line[:_LINE_CHARACTERS])
+            line = self._event(text, values) or (text % values)[:_LINE_CHARACTERS]
+            self._keep(logging.INFO, line)
+
+    def _event(self, text: object, values: object, failure: Failure | None = None) -> str:
+        """The line as an event, "" if it is none that the other end would know."""
+        if self._pack is None or not isinstance(text, str) or not isinstance(values, tuple):
+            return ""
+        outbox = getattr(self._own, "outbox", False)
+        traceback = _TRACEBACKS.formatException(failure) if failure else ""
+        return self._pack(
+            text, values, traceback, _SENT_CHARACTERS if outbox else _EVENT_CHARACTERS
+        )
 
     def begin(self) -> None:
         self._own.lines = []

@@ -51,6 +51,8 @@ class Envelope:
     if nothing.  ``protocol`` is the word for the "with" clause of Received (RFC 3848),
     ``encryption`` what that field says of TLS.  ``ret`` and ``envid`` are those of RFC 3461;
     ``notices`` holds for each recipient that has them its NOTIFY and ORCPT as RCPT has them.
+    ``complete_at`` is when the message's last octet had come in, of time.monotonic(), 0 if nobody
+    knows.
     """
 
     sender: str
@@ -66,3 +68,4 @@ class Envelope:
     ret: str = ""
     envid: str = ""
     notices: dict[str, str] = field(default_factory=dict)
+    complete_at: float = field(default=0.0, compare=False)

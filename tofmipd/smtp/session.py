@@ -387,6 +387,11 @@ class Session:
             return replies.BDAT_GOES_ON
         return Receive(replies.START_DATA)
 
+    @property
+    def envelope(self) -> Envelope | None:
+        """That of the transaction under way."""
+        return self._envelope
+
     def received(self, problem: Reply | None) -> Step:
         """The message is in; ``problem`` says why it cannot be used."""
         envelope, self._envelope = self._envelope, None

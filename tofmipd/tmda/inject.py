@@ -76,7 +76,8 @@ class Report(NamedTuple):
     """What was done for one recipient.
 
     ``rule`` is the text of the rule that decided; ``appends``: the recipient is to be put on the
-    lists of BARE_APPEND and DB_BARE_APPEND before the copy is handed over.
+    lists of BARE_APPEND and DB_BARE_APPEND before the copy is handed over.  ``action`` is what
+    made the address, as the rule has it, "" for none.
     """
 
     recipient: bytes
@@ -84,6 +85,7 @@ class Report(NamedTuple):
     sender_before: bytes
     sender_after: bytes
     appends: bool = False
+    action: str = ""
 
 
 class Tagged(NamedTuple):
@@ -214,10 +216,11 @@ class _Tagger:
             raise ConfigError(config.origin, line, str(error)) from None
         except TagError as error:
             raise blame(str(error)) from None
-        appends = False
-        for _, action in actions:
-            appends = appends or self._resolved(action).appends
-        return choice, Report(recipient, rule, self._own.address, choice.address, appends)
+        resolved = {name: self._resolved(action) for name, action in actions}
+        appends = any(action.appends for action in resolved.values())
+        decisive = resolved.get("from") or resolved.get("envelope")
+        done = str(decisive or "")
+        return choice, Report(recipient, rule, self._own.address, choice.address, appends, done)
 
     def _actions(self, recipient: bytes) -> tuple[Actions, str, Callable[[str], Exception]]:
         """What to do, the rule for the log, and whose fault it is if that cannot be done."""
