@@ -13,10 +13,13 @@ BIN := $(VENV)/bin
 # What the tests run against, from Debian; curl and openssl are often there already.
 PEERS := postfix swaks curl msmtp openssl strace mandoc iproute2 dovecot-imapd tinycdb \
     python3-gdbm python3-openssl libnet-ssleay-perl gnutls-bin dovecot-pop3d slapd ldap-utils \
-    fail2ban gsasl python3-systemd systemd-journal-remote btrfs-progs haproxy logrotate jq
+    fail2ban gsasl python3-systemd systemd-journal-remote btrfs-progs haproxy logrotate jq \
+    systemd libseccomp2 ucspi-tcp stunnel4 libevent-2.1-7 libtirpc3 libwrap0 libbsd0
 PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dovecot cdb gnutls-cli \
     /usr/lib/dovecot/pop3-login slapd ldapwhoami fail2ban-regex gsasl mkfs.btrfs haproxy logrotate jq \
-    /lib/systemd/systemd-journal-remote
+    /lib/systemd/systemd-journal-remote systemd-analyze tcpserver stunnel4 xinetd inetd checkbashisms
+# Of these only one can be installed, or one would bring too much: the program alone does.
+EXTRACTED := xinetd:usr/sbin/xinetd openbsd-inetd:usr/sbin/inetd devscripts:usr/bin/checkbashisms
 
 .PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \
     venv-package
@@ -120,7 +123,15 @@ peers:
 	fi; \
 	apt-get install -y -qq --no-install-recommends $(PEERS); status=$$?; \
 	test -z "$$made" || rm -f "$$made"; \
-	for service in dovecot slapd fail2ban haproxy; do \
+	for service in dovecot slapd fail2ban haproxy stunnel4; do \
 	    case "$$missing" in *" $$service"*) update-rc.d $$service disable 2>/dev/null;; esac; \
+	done; \
+	for pair in $(EXTRACTED); do \
+	    program=$${pair##*/}; directory=$$(mktemp -d); \
+	    command -v $$program >/dev/null || ( cd $$directory && \
+	    apt-get download -qq -o APT::Sandbox::User=root $${pair%%:*} && \
+	    dpkg-deb --fsys-tarfile *.deb | tar -x -f - --to-stdout ./$${pair#*:} >$$program && \
+	    install -m 755 $$program /usr/local/sbin/ ) || status=$$?; \
+	    rm -r $$directory; \
 	done; \
 	exit $$status

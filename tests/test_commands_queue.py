@@ -487,8 +487,9 @@ def test_an_unknown_id_is_one_line_and_nothing_is_done(words, hint, home, queue)
         (["list", "x"], "list takes no ID"),
         (["show"], "show takes one ID"),
         (["show", "x", "y"], "show takes one ID"),
-        (["retry"], "retry takes IDs, or --all"),
-        (["retry", "x", "--all"], "retry takes IDs, or --all"),
+        (["retry"], "retry takes IDs, or --all, or --due"),
+        (["retry", "--due", "--all"], "retry takes IDs, or --all, or --due"),
+        (["retry", "x", "--all"], "retry takes IDs, or --all, or --due"),
         (["retry", "x", "--json"], "retry takes no --json"),
         (["retry", "x", "-c", "/a", "-S", "/b"], "-c and -S exclude each other"),
         (["remove"], "remove takes IDs"),
@@ -609,6 +610,19 @@ def test_retry_all_is_one_status_for_all(home, queue, listed):
     assert list(listed()) == ["two"]
     assert queue("remove", "--force", "two")[0] == 0
     assert queue("retry", "--all") == (0, "nothing waits for the next hop\n", "")
+
+
+def test_a_timer_tries_only_what_is_due(home, queue, listed):
+    home.put("later")
+    home.put("now", due=-5)
+    home.put("bad", Event(REFUSED, 5, Place(0, 0), "h", "550 no"), sender=b"", state=BAD, due=-5)
+    with FakeNextHop() as hop:
+        home.send_to(hop)
+        status, out, _ = queue("retry", "--due")
+        assert (status, out.partition(":")[0], len(hop.messages)) == (0, "now", 1)
+        assert queue("retry", "--due") == (0, "", "")
+        assert len(hop.messages) == 1
+    assert set(listed()) == {"later", "bad"}
 
 
 def test_a_refusal_is_reported_to_the_sender_at_once(home, queue, listed):

@@ -860,7 +860,7 @@ def test_the_options_of_the_service_are_options_of_the_program(tmp_path):
         "127.0.0.1:8025",
     ]
     assert [place.mode for place in known.ipv6proxyport] == ["ssl", "on"]
-    assert "tofmipd -f $OPTIONS" in (ROOT / "etc/tofmipd.service").read_text()
+    assert "tofmipd -f $OPTIONS" in (ROOT / "etc/systemd/tofmipd.service").read_text()
 
 
 # docs/clients.md

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 
 import pytest
 from fakes import ALL_MECHANISMS
@@ -37,6 +38,19 @@ def test_what_is_said_last_counts_and_nothing_is_not_the_same_as_not_yet():
     for mechanisms in ({"LOGIN"}, set(), set(EVERY), {"CRAM-MD5"}, set()):
         offer.publish(frozenset(mechanisms))
         assert offer.mechanisms == mechanisms
+
+
+def test_who_waits_is_told_that_something_has_been_said_or_gives_up():
+    offer, given_up = Offer(frozenset({"PLAIN"})), threading.Event()
+    waiting = threading.Thread(target=offer.wait, args=(given_up,))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    offer.publish(frozenset())
+    waiting.join(20)
+    assert not waiting.is_alive()
+    given_up.set()
+    Offer(frozenset()).wait(given_up)
 
 
 def test_a_mechanism_without_a_place_is_not_offered():

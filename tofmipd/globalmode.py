@@ -280,6 +280,8 @@ class GlobalDaemon:
             service.stop()
 
         threading.Thread(target=obey, daemon=True).start()
+        # The client is there already, and is to hear what auth offers.
+        self.offer.wait(stop)
         sock, where = connection.open(), self.settings.listen[0]
         peer, near = connection.client()
         service.serve_only(sock, peer, where, near=near, greeted=connection.greeted)

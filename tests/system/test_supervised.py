@@ -27,6 +27,7 @@ from running import (
     tofmipd,
     wait_until,
 )
+from superservers import INSTALLED, document, listening, replaced
 
 DISCARD = to_smtp(9)
 
@@ -164,3 +165,18 @@ def test_so_it_is_in_global_mode(village):
         os.kill(daemon.pid, signal.SIGTERM)
         assert daemon.process.wait(20) == 0
     assert not path.exists()
+
+
+@pytest.mark.peer("systemd-socket-activate")
+def test_systemd_s_own_tool_passes_a_socket_as_the_document_says(tmp_path):
+    home = make_home(tmp_path, DISCARD)
+    port = free_port()
+    changes = {f"{HOST}:8025": f"{HOST}:{port}", INSTALLED: f"{PROGRAM} --personal"}
+    command = replaced(document("systemd-socket-activate -l"), changes).split()
+    variables = [f"--setenv=HOME={home.path}", f"--setenv=PATH={os.environ['PATH']}"]
+    command[1:1] = variables
+    with listening(command, tmp_path, port):
+        # It starts the daemon for the first connection, and is replaced by it.
+        assert greets(port)
+        assert greets(port)
+        assert f"Listening on {HOST}:{port}" in (tmp_path / "superserver.log").read_text()

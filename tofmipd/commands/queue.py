@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from tofmipd.settings import GLOBAL_OUTBOXES, Settings
 
 _USAGE = """tofmipd queue [list] [--outbox DIR] [--json]
        tofmipd queue show [--outbox DIR] [--body] [--json] ID
-       tofmipd queue retry [--outbox DIR] [daemon's options] ID ... | --all
+       tofmipd queue retry [--outbox DIR] [daemon's options] ID ... | --all | --due
        tofmipd queue remove [--outbox DIR] [--force] ID ..."""
 _DESCRIPTION = """\
 List, show, try and remove the messages that wait for the next hop: your own, or as root
@@ -40,7 +41,7 @@ those of all users.  A running tofmipd does not mind."""
 _OPTIONS = {
     "list": {"json"},
     "show": {"json", "body"},
-    "retry": {"all", "pure_proxy", *AS_DAEMON},
+    "retry": {"all", "due", "pure_proxy", *AS_DAEMON},
     "remove": {"force"},
 }
 # Of one message: itself and the reports for its copies.
@@ -149,6 +150,18 @@ class _Tool:
         chosen = {box: [id_ for id_ in ids if id_ in wanted] for box, ids in everything.items()}
         return {box: ids for box, ids in chosen.items() if ids}
 
+    def due(self) -> Found:
+        """Those whose time has come."""
+        now = time.time()
+        ripe = {}
+        for box, ids in self.found().items():
+            lines = self.run(box, _look_at(box, ids, texts=False))
+            told = {line["id"] for line in lines if _is_due(line["next_attempt"], now)}
+            chosen = [id_ for id_ in ids if id_ in told]
+            if chosen:
+                ripe[box] = chosen
+        return ripe
+
     def described(self, found: Found, *, texts: bool = False) -> list[Line]:
         """What is known of them, with the user; the oldest first."""
         told = []
@@ -156,6 +169,10 @@ class _Tool:
             work = _look_at(box, ids, texts=texts)
             told += [line | {"user": box.user} for line in self.run(box, work)]
         return sorted(told, key=lambda line: (line["arrived"] or 0, line["id"]))
+
+
+def _is_due(moment: object, now: float) -> bool:
+    return isinstance(moment, int | float) and moment <= now
 
 
 def _look_at(box: Box, ids: Sequence[str], *, texts: bool) -> Work:
@@ -212,8 +229,8 @@ def _body(tool: _Tool, box: Box, message: Line) -> Iterator[str]:
 
 
 def _retry(tool: _Tool, options: argparse.Namespace) -> None:
-    found = tool.found() if options.all else tool.find(options.ids)
-    if not found and not tool.status:
+    found = _chosen(tool, options)
+    if not found and not options.due and not tool.status:
         print("nothing waits for the next hop")
     for box, ids in found.items():
         try:
@@ -223,6 +240,12 @@ def _retry(tool: _Tool, options: argparse.Namespace) -> None:
             continue
         lines = tool.run(box, _trial(tool.settings, box, user_named, ids), deputy)
         _tell(tool, box, lines, ids)
+
+
+def _chosen(tool: _Tool, options: argparse.Namespace) -> Found:
+    if options.due:
+        return tool.due()
+    return tool.found() if options.all else tool.find(options.ids)
 
 
 def _trial(
@@ -303,6 +326,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="list: print a JSON array; show: an object")
     add("--body", action="store_true", help="show: the body, too")
     add("--all", action="store_true", help="retry: all, also those that have failed")
+    add("--due", action="store_true", help="retry: those whose time has come, if there are any")
     add(
         "-c",
         "--configdir",
@@ -343,8 +367,8 @@ def _check(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("list takes no ID; 'show ID' tells all about one")
     if verb == "show" and len(ids) != 1:
         parser.error("show takes one ID; 'list' shows all")
-    if verb == "retry" and bool(ids) == options.all:
-        parser.error("retry takes IDs, or --all")
+    if verb == "retry" and bool(ids) + options.all + options.due != 1:
+        parser.error("retry takes IDs, or --all, or --due")
     if verb == "remove" and not ids:
         parser.error("remove takes IDs; 'list' shows all")
     options.verb, options.ids = verb, ids

@@ -7,10 +7,12 @@ change at any time, and to ask at the beginning of each session would cost both 
 from __future__ import annotations
 
 import mmap
+import threading
 
 _NAMES = ("PLAIN", "LOGIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "EXTERNAL")
 # Auth has said something.
 _KNOWN = 1 << 7
+_LOOK_SECONDS = 0.002
 
 
 class Offer:
@@ -25,6 +27,11 @@ class Offer:
         """Called by auth."""
         bits = sum(1 << number for number, name in enumerate(_NAMES) if name in mechanisms)
         self._memory[0] = bits | _KNOWN
+
+    def wait(self, given_up: threading.Event) -> None:
+        """Until auth has said something, or nobody wants to know any more."""
+        while not self._memory[0] & _KNOWN and not given_up.wait(_LOOK_SECONDS):
+            pass
 
     @property
     def mechanisms(self) -> frozenset[str]:
