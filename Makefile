@@ -20,6 +20,9 @@ PEER_PROGRAMS := smtp-sink postfix swaks curl msmtp openssl strace mandoc ip dov
     /lib/systemd/systemd-journal-remote systemd-analyze tcpserver stunnel4 xinetd inetd checkbashisms
 # Of these only one can be installed, or one would bring too much: the program alone does.
 EXTRACTED := xinetd:usr/sbin/xinetd openbsd-inetd:usr/sbin/inetd devscripts:usr/bin/checkbashisms
+# What the documents are tried with: shells, formatters, clients, servers.
+PEERS += man-db groff-base zsh fish jq mutt git nginx-light libnginx-mod-stream
+PEER_PROGRAMS += man groff zsh fish jq mutt git nginx
 
 .PHONY: help run test unit lint format types check fuzz bench bench-engine peers clean \
     venv-package
@@ -123,7 +126,7 @@ peers:
 	fi; \
 	apt-get install -y -qq --no-install-recommends $(PEERS); status=$$?; \
 	test -z "$$made" || rm -f "$$made"; \
-	for service in dovecot slapd fail2ban haproxy stunnel4; do \
+	for service in dovecot slapd fail2ban haproxy stunnel4 nginx; do \
 	    case "$$missing" in *" $$service"*) update-rc.d $$service disable 2>/dev/null;; esac; \
 	done; \
 	for pair in $(EXTRACTED); do \

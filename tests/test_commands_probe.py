@@ -282,7 +282,7 @@ def test_wrong_usage_is_one_line(arguments, probe):
 
 
 def test_the_example_of_the_documents_has_the_labels_of_the_program(probe, issued, ca, home):
-    (example,) = re.findall(r"```\n(next hop: .*?)```", TOOLS.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```text\n(next hop: .*?)```", TOOLS.read_text(), re.DOTALL)
     with FakeNextHop(tls=context_of(issued, home), login=("a", "b")) as server:
         told = probe("--ca", ca, place_of(server, "127.0.0.1"))
     labels = [line.partition(":")[0] for line in example.splitlines()]

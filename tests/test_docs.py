@@ -24,12 +24,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 import tofmipd
 import tofmipd.privsep
 from tofmipd import cli, errors, options
+from tofmipd.auth import asking, checkpassword, hashes, imap, ldap, pop3, remote
+from tofmipd.auth import sources as auth_sources
 from tofmipd.auth.certificates import Certificates
-from tofmipd.auth.credentials import Certificate, Verdict
+from tofmipd.auth.credentials import NAME_LIMIT, Certificate, Password, Verdict
+from tofmipd.auth.ipmap import parse_map
+from tofmipd.auth.passwordfile import PasswordFile
 from tofmipd.commands import inject
+from tofmipd.commands.completion import parser_of
 from tofmipd.commands.effective import as_text
 from tofmipd.given import NOT_IN_FILE, from_file
 from tofmipd.privsep import errands, outbound
+from tofmipd.privsep.senders import parse_senders
+from tofmipd.settings import ProgramLimits
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import Reply
 from tofmipd.tmda import actions, config, sources, userfiles
@@ -41,8 +48,9 @@ from tofmipd.tmda.parser import parse_filter
 
 ROOT = Path(__file__).parent.parent
 MAN = ROOT / "docs" / "man"
-PAGES = ["tofmipd.8", "tofmipd.conf.5", "tofmipd-filter.5"]
+PAGES = ["tofmipd.8", "tofmipd.conf.5", "tofmipd-filter.5", "tofmipd-auth.5"]
 HOME = "/home/you"
+REFERENCE = re.compile(r"^\.Xr (tofmipd[\w.-]*) ([58])", re.M)
 
 
 def read_page(name: str) -> str:
@@ -80,7 +88,7 @@ def literal_blocks(text: str) -> list[str]:
 
 
 def code_blocks(markdown: str) -> list[str]:
-    return re.findall(r"^```\w*\n(.*?)^```$", markdown, re.S | re.M)
+    return re.findall(r"^```[^\n]*\n(.*?)^```$", markdown, re.S | re.M)
 
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -157,6 +165,33 @@ def test_mandoc_finds_nothing_to_complain_about(name):
     assert (result.stdout + result.stderr, result.returncode) == ("", 0)
 
 
+@pytest.mark.peer("man", "groff")
+@pytest.mark.parametrize("name", PAGES)
+def test_man_formats_a_page_without_a_warning(name):
+    result = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", str(MAN / name)],
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "MANWIDTH": "80"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_that_another_one_names_is_there(name):
+    named = {f"{title}.{number}" for title, number in REFERENCE.findall(read_page(name))}
+    assert named <= set(PAGES)
+    assert name != "tofmipd.8" or named == set(PAGES) - {name}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_no_option_that_the_program_has_not(name):
+    text = without_other_programs(read_page(name))
+    mentioned = long_options(text) | set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    assert mentioned - {"--option"} <= set().union(*map(options_of, ["", *cli.COMMANDS]))
+
+
 def test_there_is_no_other_page():
     assert sorted(path.name for path in MAN.iterdir()) == sorted(PAGES)
 
@@ -223,10 +258,9 @@ def test_a_default_is_the_one_in_the_page(action):
     assert re.search(rf"Default:\s+(?:\.Li )?{re.escape(shown)}[\s.,(]", entry_of(action))
 
 
-def tool_help(word: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit):
-        cli.main([word, "--help"])
-    return capsys.readouterr().out
+def options_of(word: str) -> set[str]:
+    """The names of the options of a tool, or for "" of the daemon."""
+    return {name for action in parser_of(word)._actions for name in action.option_strings}
 
 
 def test_every_tool_has_its_part():
@@ -235,23 +269,26 @@ def test_every_tool_has_its_part():
 
 
 @pytest.mark.parametrize("word", cli.COMMANDS)
-def test_every_option_of_a_tool_is_in_the_page_and_no_other(word, capsys):
+def test_every_option_of_a_tool_is_in_the_page_and_no_other(word):
     entries = items(section(section(read_page("tofmipd.8"), "TOOLS"), word, "Ss"))
-    help_text = tool_help(word, capsys).partition("options:")[2]
-    known = set(re.findall(r"(?<!\S)(--?[a-zA-Z][a-z-]*)", help_text)) - {"--help"}
-    known -= {"-h"} if "-h, --help" in help_text else set()
     heads = "\n".join(entries)
     found = long_options(heads) | {f"-{name}" for name in re.findall(r"Fl (\w)(?!\S)", heads)}
-    assert found == known
+    help_names = next(
+        set(action.option_strings)
+        for action in parser_of(word)._actions
+        if "--help" in action.option_strings
+    )
+    assert found == options_of(word) - help_names
 
 
-def test_the_rest_of_the_page_names_no_unknown_option(capsys):
-    text = without_other_programs(read_page("tofmipd.8"))
-    known = {name for action in parser_actions() for name in action.option_strings}
-    for word in cli.COMMANDS:
-        known |= set(re.findall(r"--[a-z-]+", tool_help(word, capsys)))
-    mentioned = long_options(text) | set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
-    assert mentioned - known == {"--option"}
+@pytest.mark.parametrize("word", ["", *cli.COMMANDS])
+def test_the_help_of_a_word_shows_its_options(word, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([word, "--help"] if word else ["--help"])
+    shown = capsys.readouterr().out
+    assert not ended.value.code
+    for name in options_of(word):
+        assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", shown), name
 
 
 # tofmipd(8): what the program says
@@ -665,6 +702,100 @@ def test_the_example_addresses_are_what_the_actions_make():
         assert make_address(parse_action(action), context).decode() == address
 
 
+# tofmipd-auth(5)
+
+
+def auth_section(title: str, macro: str = "Sh") -> str:
+    return section(read_page("tofmipd-auth.5"), title, macro)
+
+
+def test_the_sources_have_the_names_in_the_page_and_no_others():
+    table = section(read_page("tofmipd-auth.5"), "DESCRIPTION")
+    shown = set(re.findall(r"Li (\w+(?: , \w+)*) Ta", table))
+    kinds = set(re.findall(r'^    name = "(\w+)"', modules_text("auth"), re.M))
+    known = kinds | set(auth_sources._NAMES.values()) | {"pop3", "apop"}
+    assert {name for names in shown for name in names.split(" , ")} == known
+    assert set(options_of("")) >= {f"-{x}" for x in re.findall(r"Fl (-?[\w-]+) Ta", table)}
+
+
+def modules_text(package: str) -> str:
+    return "".join(path.read_text() for path in (ROOT / "tofmipd" / package).glob("*.py"))
+
+
+def test_every_form_of_a_password_is_in_the_page_and_no_other():
+    heads = " ".join(items(auth_section("PASSWORD FILE")))
+    with pytest.raises(ValueError, match="there are") as caught:
+        hashes.parse_secret(b"{NONE}x")
+    known = set(re.findall(r"\b[A-Z][A-Z0-9-]{4,}\b", str(caught.value)))
+    assert set(re.findall(r"\{([A-Z0-9-]+)\}", heads)) == known
+
+
+def test_a_hash_counts_without_braces_where_the_page_says_so():
+    text = auth_section("PASSWORD FILE").partition("A text that begins with")[2].split("counts")[0]
+    shown = re.findall(r"\$\w+\$", text)
+    assert len(shown) == 13
+    for beginning in shown:
+        assert hashes._MODULAR.fullmatch(f"{beginning}x".encode())
+    marks = hashes._MODULAR.pattern.decode().partition("(?:")[2].partition(")")[0]
+    assert len(shown) == len(marks.replace("2[aby]", "2a|2b|2y").split("|"))
+
+
+def test_every_kind_of_server_is_in_the_page_with_its_port():
+    entries = items(auth_section("SERVERS"))
+    for scheme, port in remote.PORTS.items():
+        (said,) = [text for head, text in entries.items() if f" {scheme}:// " in f" {head}"]
+        assert re.search(rf"Ports? (?:\d+ and )?{port}\b", said)
+    text = " ".join(entries.values())
+    for words in (imap._TROUBLE_CODES, pop3._TROUBLE, ldap._REFUSALS.values()):
+        assert set(words) <= set(re.findall(r"[\w/-]+", text))
+
+
+def test_the_limits_of_a_login_are_those_in_the_page():
+    text = " ".join(read_page("tofmipd-auth.5").split())
+    limits = ProgramLimits()
+    assert f"asked {limits.source_attempts} at a time" in text
+    assert f"takes {limits.source_timeout:g} seconds" in text
+    assert f"more than {asking.PASSWORD_LIMIT_OCTETS} octets" in text
+    assert f"longer than {NAME_LIMIT} characters" in text
+    assert f"at most {checkpassword.LIMIT_OCTETS} octets" in text
+    assert f"{checkpassword._SHOWN_OCTETS} octets of it" in text
+
+
+@pytest.fixture
+def auth_examples() -> list[str]:
+    return literal_blocks(auth_section("EXAMPLES"))
+
+
+def test_the_example_of_a_password_file_lets_all_three_in(auth_examples, tmp_path):
+    path = tmp_path / "users"
+    path.write_text(auth_examples[0])
+    path.chmod(0o600)
+    file = PasswordFile(str(path), os.getuid())
+    assert file.mechanisms == {"PLAIN", "LOGIN"}
+    for name in ("anna", "bert", "chloe"):
+        assert file.check(Password(name, b"secret")) is Verdict.ACCEPTED
+        assert file.check(Password(name, b"wrong")) is Verdict.REJECTED
+
+
+def test_the_examples_of_a_map_and_of_senders_have_no_wrong_line(auth_examples, caplog):
+    assert len(parse_map("map", auth_examples[1].encode())) == 4
+    assert set(parse_senders("senders", auth_examples[2].encode())) == {"bobby", "anna@example.org"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("password", "status"), [("date +%A", 0), ("echo wrong", 1)])
+def test_the_example_of_a_program_judges(auth_examples, tmp_path, password, status):
+    program = tmp_path / "today"
+    program.write_text(auth_examples[3])
+    program.chmod(0o700)
+    given = subprocess.run(password.split(), capture_output=True, text=True).stdout.strip()
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$0" true 3<&0', str(program)],
+        input=f"anna\0{given}\0Y1\0".encode(),
+    )
+    assert result.returncode == status
+
+
 # docs/tools.md
 
 
@@ -796,6 +927,68 @@ def test_root_asks_for_a_user_with_his_files_and_rights(foreign_home):
     assert (made.returncode, made.stdout) == (0, "you-keyword-shop.89c754@example.org\n")
     checked = foreign_home.run("address", *words, "--check", made.stdout.strip())
     assert (checked.returncode, checked.stdout) == (0, "VALID keyword address\n")
+
+
+# docs/troubleshooting.md, docs/migrating.md
+
+
+def rows(document: str, title: str) -> list[list[str]]:
+    """The cells of the tables whose first column has that title."""
+    text = (ROOT / "docs" / document).read_text()
+    tables = re.findall(rf"^\| {re.escape(title)} \|.*\n\|[ -|]*\n((?:\|.*\n)+)", text, re.M)
+    lines = "".join(tables).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def said_by_the_program() -> str:
+    """Every text in its source, and what the lines of its log look like."""
+    texts = [read_page("tofmipd.8"), (ROOT / "docs/authentication.md").read_text()]
+    for path in sorted((ROOT / "tofmipd").rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts += [
+            n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        ]
+    return "\n".join(texts)
+
+
+def test_the_program_says_what_the_advice_begins_with():
+    said = said_by_the_program()
+    advice = [*rows("troubleshooting.md", "words"), *rows("troubleshooting.md", "line of the log")]
+    assert len(advice) >= 15
+    for first, *_ in advice:
+        for words in re.findall("`([^`]+)`", first):
+            if words not in ("Address already in use", "Permission denied", "Connection refused"):
+                assert words.removeprefix("reason=") in said, words
+
+
+# What the original's reference lists, beside those of help and version.
+OPTIONS_OF_THE_ORIGINAL = "-d -L -b -f -u -c -p -6 -C -1 -P -t --ssl --tls --ssl-cert --ssl-key"
+OPTIONS_OF_THE_ORIGINAL += " --ciphers -a -A -m -R -S -v -V --version -h"
+
+
+def test_every_option_of_the_original_is_told_and_understood():
+    told = " ".join(row[0] for row in rows("migrating.md", "option of tmda-ofmipd"))
+    names = set(re.findall(r"(?<!\S)`?(--?[\w-]+)", told))
+    assert names == set(OPTIONS_OF_THE_ORIGINAL.split())
+    assert names <= options_of("")
+
+
+# All documents
+
+
+def test_the_list_of_documents_is_whole():
+    listed = set(re.findall(r"\]\(([\w.-]+\.md)\)", (ROOT / "docs/README.md").read_text()))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_no_sentence_stands_in_two_documents():
+    found: dict[str, str] = {}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = re.sub(r"^ *```.*?```$", "", path.read_text(), flags=re.S | re.M)
+        for piece in re.split(r"\n\s*\n|\n *(?:-|[0-9]+\.) |\|", text):
+            for sentence in re.split(r"(?<=[.:;]) +", " ".join(piece.split())):
+                if len(sentence) >= 45 and re.match("[A-Za-z]", sentence):
+                    assert found.setdefault(sentence, path.name) == path.name, sentence
 
 
 # docs/library.md
@@ -935,23 +1128,19 @@ def test_msmtp_understands_the_example_of_its_configuration(tmp_path):
         assert line in shown
 
 
-def test_options_in_the_documents_are_options_of_the_program(capsys):
-    known = {name for action in parser_actions() for name in action.option_strings}
-    for word in cli.COMMANDS:
-        known |= set(re.findall(r"--[a-z-]+", tool_help(word, capsys)))
+def test_options_in_the_documents_are_options_of_the_program():
+    known = set().union(*map(options_of, ["", *cli.COMMANDS]))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        name = path.name
         text = without_other_programs(path.read_text())
-        commands = re.findall(r"tofmipd [^\n`]*", text)
-        for command in commands:
+        for command in re.findall(r"tofmipd [^\n`]*", text):
             found = set(re.findall(r"(?<!\S)--[a-z-]+", command))
-            assert found <= known, f"{name}: {command}"
+            assert found <= known, f"{path.name}: {command}"
 
 
 @pytest.mark.parametrize(
     "path",
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))],
-    ids=lambda path: path.name,
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):

@@ -23,7 +23,14 @@ class _Format(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with status 64 (EX_USAGE) and one line; names the nearest option to an unknown one."""
+    """Ends with status 64 (EX_USAGE) and one line; names the nearest option to an unknown one.
+
+    For completion: ``verbs`` are the words of which one comes first, () where there are none;
+    the options of the daemon may stand there, too, where it ``takes_daemon_options``.
+    """
+
+    verbs: tuple[str, ...] = ()
+    takes_daemon_options = False
 
     def __init__(
         self, prog: str, description: str, usage: str, *, exit_on_error: bool = True

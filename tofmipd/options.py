@@ -48,6 +48,7 @@ COMMANDS = {
     "probe": "say what a next hop is and offers, and try the login there",
     "cert": "make, renew and show a self-signed certificate",
     "demo": "try everything out in a folder of its own",
+    "completion": "print what makes a shell complete all of this",
 }
 
 _USAGE = "tofmipd [options]\n       tofmipd WORD ...      (tofmipd WORD --help says more)"
@@ -81,7 +82,7 @@ class _AddSource(argparse.Action):
 def make_parser() -> Parser:
     """All options of the daemon, by group."""
     parser = Parser("tofmipd", _DESCRIPTION, _USAGE, exit_on_error=False)
-    parser.epilog = "Tools:\n" + "\n".join(f"  {w:<10}{text}" for w, text in COMMANDS.items())
+    parser.epilog = "Tools:\n" + "\n".join(f"  {w:<12}{text}" for w, text in COMMANDS.items())
     _add_general(parser)
     _add_connection(parser)
     _add_authentication(parser)

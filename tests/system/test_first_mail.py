@@ -202,7 +202,7 @@ def test_a_new_account_answers_questions_and_sends_by_what_is_printed(hop):
 @pytest.mark.peer("msmtp")
 def test_the_documented_msmtprc_delivers(newcomer, start, hop):
     """TO-22."""
-    blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```$", (DOCS / "clients.md").read_text())
+    blocks = re.findall(r"(?ms)^```[^\n]*\n(.*?)^```$", (DOCS / "clients.md").read_text())
     (text,) = [block for block in blocks if block.startswith("account ")]
     prepare(newcomer, hop)
     newcomer.write("tofmipd", "you:FooBar\n")

@@ -46,7 +46,7 @@ MESSAGE = b"From: Bobby <bobby@example.org>\r\nSubject: x\r\n\r\nx\r\n.\r\n"
 
 def recipe(beginning: str) -> str:
     """The block of the document that begins so."""
-    blocks = re.findall(r"^```\n(.*?)^```$", DOCUMENT.read_text(), re.S | re.M)
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```$", DOCUMENT.read_text(), re.S | re.M)
     (found,) = [block for block in blocks if block.startswith(beginning)]
     return str(found)
 

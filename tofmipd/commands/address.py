@@ -131,7 +131,7 @@ def _text(octets: bytes) -> str:
     return octets.decode("utf-8", "surrogateescape")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd address", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -167,6 +167,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--json", action="store_true", help="print one JSON object")
     add("addresses", nargs="*", help=argparse.SUPPRESS)
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_known(arguments)
     if options.check and not 1 <= len(options.addresses) <= 2:
         parser.error("--check takes an address and at most one correspondent")

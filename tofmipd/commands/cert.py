@@ -62,10 +62,11 @@ def _show(path: str) -> None:
         print(f"{label + ':':<11}{text}")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     who = person()
     directory, stem = (DIRECTORY, "") if who.uid == 0 else (f"{who.home}/.tmda", "tls-")
     parser = Parser("tofmipd cert", _DESCRIPTION, _USAGE)
+    parser.verbs = _VERBS
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("words", nargs="*", help=argparse.SUPPRESS)
@@ -89,6 +90,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help=f"how long it is valid (default: {selfsigned.DAYS}; some clients take no more than"
         " 825)",
     )
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_words(arguments)
     options.verb, *options.names = options.words or [""]
     if options.verb not in _VERBS:
@@ -96,5 +102,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     most = {"self-signed": 100, "renew": 0, "show": 1}[options.verb]
     if len(options.names) > most:
         parser.error(f"{options.verb} takes no {options.names[most]!r}")
-    options.cert, options.key = (absolute(p, who.home) for p in (options.cert, options.key))
+    options.cert, options.key = (absolute(p, person().home) for p in (options.cert, options.key))
     return options

@@ -57,8 +57,7 @@ def _tell(report: Report) -> int:
     return CONFIG if report.faults else 0
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Its own options, and those of the daemon."""
+def make_parser() -> Parser:
     parser = Parser("tofmipd check", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -70,4 +69,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         " as root nobody's)",
     )
     add("--print", action="store_true", help="only print what is in force, and where it was said")
-    return parser.parse_known_args(arguments)
+    parser.takes_daemon_options = True
+    return parser
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Its own options, and those of the daemon."""
+    return make_parser().parse_known_args(arguments)

@@ -86,13 +86,7 @@ class Maildir:
 
 def main(arguments: list[str]) -> int:
     """Prepare the folder, start receiver and daemon, say how to send; ends with Ctrl-C."""
-    parser = Parser("tofmipd demo", "Try tofmipd out in a folder of its own.", _USAGE)
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--directory", metavar="DIR", default=".demo", help="(default: .demo)")
-    parser.add_argument(
-        "--port", metavar="PORT", type=port, default=DEFAULT_PORT, help="(default: 8025)"
-    )
-    options = parser.parse_known(arguments)
+    options = make_parser().parse_known(arguments)
     home = os.path.abspath(options.directory)
     maildir = Maildir(f"{home}/Maildir", itertools.count(1))
     plan = Plan(home, _LOGIN, _ADDRESS, "Demo User", Way(f"{_HOST}:25"), _FILTER)
@@ -115,6 +109,16 @@ def main(arguments: list[str]) -> int:
         observer=lambda sender, reports, said: _show(sender, reports, said, maildir.directory),
         started=started,
     )
+
+
+def make_parser() -> Parser:
+    parser = Parser("tofmipd demo", "Try tofmipd out in a folder of its own.", _USAGE)
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    parser.add_argument("--directory", metavar="DIR", default=".demo", help="(default: .demo)")
+    parser.add_argument(
+        "--port", metavar="PORT", type=port, default=DEFAULT_PORT, help="(default: 8025)"
+    )
+    return parser
 
 
 def _start_receiver(maildir: Maildir) -> Listener:

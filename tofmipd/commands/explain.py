@@ -54,7 +54,7 @@ class Explanation:
 
 def main(arguments: list[str]) -> int:
     """Explain; 0 if the message could be sent, 78 or 65 if the user's files or it have errors."""
-    options = _parse(arguments)
+    options = make_parser().parse_known(arguments)
     # What is read for the user is read before his rights are taken.
     content = _content(options)
     if options.user:
@@ -275,7 +275,7 @@ def _text(octets: bytes) -> str:
     return octets.decode("utf-8", "surrogateescape")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd explain", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -292,4 +292,4 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--json", action="store_true", help="print one JSON object")
     add("message", nargs="?", metavar="MESSAGE", default="", help="a file with the message")
-    return parser.parse_known(arguments)
+    return parser

@@ -31,7 +31,7 @@ _OWN = {
 
 def main(arguments: list[str]) -> int:
     """Write the files and say what comes next.  Raises Fatal."""
-    parser = _make_parser()
+    parser = make_parser()
     options = parser.parse_known(arguments)
     who = person()
     everybody = who.uid == 0 and not (options.personal or options.user_files)
@@ -66,7 +66,7 @@ def _refuse_contradictions(parser: Parser, options: argparse.Namespace, *, every
             parser.error(f"--smtp: {error}")
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser("tofmipd init", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")

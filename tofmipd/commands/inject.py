@@ -280,7 +280,7 @@ def match_report(
     return "\n".join([title, dashes, f"To: {recipient}", f"From: {sender}", dashes, verdict])
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd inject", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("--help", action="help", help="show this and exit")
@@ -299,8 +299,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         add(option, dest="ignored", action="store_true", help="no effect, likewise")
     add("-b", dest="ignored", choices=("m",), help="no effect; there is no other mode")
     add("recipients", nargs="*", metavar="RECIPIENT")
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     # argparse forgets "--" when it comes back for the recipients, and would find options there.
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_intermixed_args(arguments[:end])
+    options = make_parser().parse_intermixed_args(arguments[:end])
     options.recipients += arguments[end + 1 :]
     return options

@@ -179,7 +179,7 @@ def _certificate(certificate: PeerCertificate) -> Lines:
     ]
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd probe", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -193,6 +193,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--ca", metavar="FILE", default="", help="authorities for its certificate, PEM")
     add("place", nargs="?", metavar="HOST[:PORT]", type=place, help="another one (port: 25)")
-    options = parser.parse_known(arguments)
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    options = make_parser().parse_known(arguments)
     options.ca = absolute(options.ca, person().home)
     return options

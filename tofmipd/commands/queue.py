@@ -310,11 +310,12 @@ def _confirmed(tool: _Tool, found: Found) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd queue", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("words", nargs="*", help=argparse.SUPPRESS)
+    parser.verbs = tuple(_OPTIONS)
     add(
         "--outbox",
         metavar="DIR",
@@ -351,6 +352,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--relay-tls", metavar="MODE", default="", help="retry: likewise")
     add("--relay-ca", metavar="FILE", default="", help="retry: likewise")
     add("--force", action="store_true", help="remove: without asking")
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_words(arguments)
     _check(parser, options)
     return options

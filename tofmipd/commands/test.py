@@ -280,7 +280,7 @@ def _octets(text: bytes | str) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd test", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
@@ -309,6 +309,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="the password is its first line; - is standard input (default: the one of the"
         " password file; one that is hashed there, or that of --user, is asked for)",
     )
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_known(arguments)
     if options.server and options.server.proxies is not None:
         parser.error("--server: proxies are for who listens")

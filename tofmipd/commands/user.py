@@ -256,11 +256,12 @@ def _note(text: str) -> None:
     print(f"tofmipd user: {text}", file=sys.stderr)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser("tofmipd user", _DESCRIPTION, _USAGE)
     add = parser.add_argument
     add("-h", "--help", action="help", help="show this and exit")
     add("words", nargs="*", help=argparse.SUPPRESS)
+    parser.verbs = tuple(_OPTIONS)
     add(
         "-a",
         "--authfile",
@@ -285,6 +286,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--generate", action="store_true", help="make a random password and print it"
     )
     add("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_words(arguments)
     _check(parser, options)
     return options
