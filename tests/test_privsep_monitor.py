@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -20,7 +20,7 @@ from tofmipd.privsep.children import Birth, Child
 from tofmipd.privsep.frames import CONTROL_LIMIT_OCTETS, TO_SERVER, Control, Kind, decode_control
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.monitor import Monitor
-from tofmipd.privsep.plan import Plan
+from tofmipd.privsep.plan import Change, Plan
 from tofmipd.privsep.workers import Worker
 
 # No process has this number, so that nothing is killed.
@@ -290,3 +290,29 @@ def test_when_it_stops_no_worker_is_started(court: Court, started: list[Identity
     court.monitor._stop_at = time.monotonic() + 100
     court.monitor._keep_time()
     assert started == []
+
+
+# Options that are read again.
+
+
+def asked_to_reload(court: Court, reload: Callable[[], Change | None]) -> None:
+    crew = court.monitor._crew
+    crew.plan = dataclasses.replace(crew.plan, reload=reload)
+    court.monitor._started = True
+    court.monitor._obey_reload()
+    assert court.monitor._crews() == [crew]
+
+
+def test_a_defect_in_reading_options_changes_nothing(
+    court: Court, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defective() -> None:
+        raise OSError("no more descriptors")
+
+    asked_to_reload(court, defective)
+    assert "nothing has changed: internal error" in caplog.text
+
+
+def test_who_stops_reads_nothing_again(court: Court) -> None:
+    court.monitor._stop_at = time.monotonic() + 100
+    asked_to_reload(court, lambda: pytest.fail("read"))

@@ -158,8 +158,10 @@ class PersonalDaemon:
                 self._replace(changed.settings)
                 self._renewal.take(changed)
         except Fatal as error:
-            log.error("nothing has changed: %s", error)
-            status = "serving; the last reload was refused"
+            status = _refused(str(error))
+        except Exception:
+            log.exception("internal error")
+            status = _refused("internal error")
         self._supervisor.ready(status)
 
     def _replace(self, settings: Settings) -> None:
@@ -185,3 +187,9 @@ class PersonalDaemon:
         old.retries.stop(0)
         parts.retries.start()
         self._former = [one for one in (old.service, *self._former) if one.busy]
+
+
+def _refused(why: str) -> str:
+    """Say why the options are what they were; a status for the supervisor."""
+    log.error("nothing has changed: %s", why)
+    return "serving; the last reload was refused"

@@ -236,15 +236,21 @@ class Monitor:
 
     def _obey_reload(self) -> None:
         """Read all anew that may have changed.  Where that is wrong all stays as it is."""
+        if self.stopping or not self._started:
+            return
         self._plan.supervisor.reloading()
         self._reopen_log()
         if self._successor is not None:
-            self._give_up_change("there is another one")
+            # What is read now counts, not what was to come into force.
+            self._discard_successor()
         try:
             self._change = self._plan.reload()
         except Fatal as error:
-            log.error("nothing has changed: %s", error)
-            self._plan.supervisor.ready("serving; the last reload was refused")
+            self._refuse_change(str(error))
+            return
+        except Exception:
+            log.exception("internal error")
+            self._refuse_change("internal error")
             return
         if self._change is None:
             self._send_keys()
@@ -278,6 +284,9 @@ class Monitor:
 
     def _give_up_change(self, why: str) -> None:
         self._discard_successor()
+        self._refuse_change(why)
+
+    def _refuse_change(self, why: str) -> None:
         log.error("nothing has changed: %s", why)
         self._plan.supervisor.ready("serving; the last reload was refused")
 
