@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tofmipd.privsep import monitor as monitor_module
 from tofmipd.privsep import worker as worker_module
 from tofmipd.privsep.channel import Channel
 from tofmipd.privsep.children import Birth, Child
+from tofmipd.privsep.crew import Crew
 from tofmipd.privsep.frames import CONTROL_LIMIT_OCTETS, TO_SERVER, Control, Kind, decode_control
 from tofmipd.privsep.identity import Identity
 from tofmipd.privsep.monitor import Monitor
@@ -316,3 +318,34 @@ def test_a_defect_in_reading_options_changes_nothing(
 def test_who_stops_reads_nothing_again(court: Court) -> None:
     court.monitor._stop_at = time.monotonic() + 100
     asked_to_reload(court, lambda: pytest.fail("read"))
+
+
+@pytest.mark.parametrize("why", ["another", "stop"])
+def test_a_server_that_is_not_to_serve_after_all_keeps_its_clients(court: Court, why: str) -> None:
+    """It accepts before the monitor has heard that it is ready."""
+    monitor, told = court.monitor, []
+    monitor._started = True
+    successor = Crew(dataclasses.replace(monitor._plan, reload=lambda: None))
+    monitor._change = Change(successor.plan, lambda: None, lambda: told.append("given up"))
+    monitor._successor = successor
+    others = []
+    for post in successor.posts:
+        ours, theirs = Channel.pair()
+        ours.never_wait()
+        post.child = Child(post.birth.name, NOBODY - 2 - len(others), ours)
+        monitor._adopt(post.child)
+        others.append(theirs)
+    if why == "another":
+        monitor._obey_reload()
+    else:
+        monitor._obey_stop(signal.SIGTERM)
+    frames = [decode_control(others[1].receive(CONTROL_LIMIT_OCTETS), TO_SERVER)]
+    if why == "stop":
+        frames.append(decode_control(others[1].receive(CONTROL_LIMIT_OCTETS), TO_SERVER))
+    assert [frame.kind for frame in frames] == [Kind.RETIRE, Kind.STOP][: len(frames)]
+    assert told == ["given up"]
+    for child in successor.children():
+        assert child.kill_at is None
+    assert monitor._crews()[1:] == [successor]
+    for channel in others:
+        channel.close()

@@ -26,6 +26,8 @@ class Crew:
         self.offences = 0
         # It takes no further sessions.
         self.retired = False
+        # It was to serve, but never has.
+        self.discarded = False
 
     @property
     def posts(self) -> tuple[Post, Post]:

@@ -175,7 +175,8 @@ class Monitor:
                 if post.due is not None and post.due <= now and self._stop_at is None:
                     self._fill(crew, post)
         if self._successor is not None and self._ready_until <= now:
-            self._give_up_change("the new server or auth did not start in time")
+            self._discard_successor(stuck=True)
+            self._refuse_change("the new server or auth did not start in time")
         for child in list(self._children.values()):
             if child.kill_at is not None and child.kill_at <= now:
                 log.warning("%s (pid %d) does not end and is killed", child.name, child.pid)
@@ -198,11 +199,13 @@ class Monitor:
 
     def _obey_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            for number in os.read(self._signals, 1000):
+            numbers = os.read(self._signals, 1000)
+            for number in numbers:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._obey_stop(number)
-                elif number == signal.SIGHUP:
-                    self._obey_reload()
+            if signal.SIGHUP in numbers:
+                # Once for all that have come so far.
+                self._obey_reload()
         self._reap()
 
     def _obey_stop(self, number: int) -> None:
@@ -270,8 +273,9 @@ class Monitor:
         if old.server.child is not None:
             self._send(old.server.child, Control(Kind.RETIRE))
         old.server.due = None
-        if len(self._retired) > _RETIRED_LIMIT and self._retired[0].server.child is not None:
-            self._send(self._retired[0].server.child, Control(Kind.STOP))
+        for crew in self._retired[:-_RETIRED_LIMIT]:
+            if crew.server.child is not None:
+                self._send(crew.server.child, Control(Kind.STOP))
         self._dissolve(old)
         for worker in self._workers.all():
             self._dismiss(worker)
@@ -290,15 +294,21 @@ class Monitor:
         log.error("nothing has changed: %s", why)
         self._plan.supervisor.ready("serving; the last reload was refused")
 
-    def _discard_successor(self) -> None:
+    def _discard_successor(self, *, stuck: bool = False) -> None:
+        """It is not to serve.  Its server may have clients already, which it serves to the end
+        unless it is ``stuck``."""
         successor, self._successor = self._successor, None
         assert successor is not None
         assert self._change is not None
-        successor.retired = True
-        successor.stand_down()
+        successor.retired = successor.discarded = True
+        successor.server.due = None
         self._retired.append(successor)
-        for child in successor.children():
-            self._lose(child)
+        server = successor.server.child
+        if server is None or stuck:
+            for child in successor.children():
+                self._lose(child)
+        else:
+            self._send(server, Control(Kind.RETIRE))
         self._dissolve(successor)
         self._change.given_up()
         self._change = None
@@ -388,7 +398,9 @@ class Monitor:
         del self._children[child.pid]
         self._poll.unregister(child.control)
         child.close()
-        level = logging.INFO if status == 0 else logging.WARNING
+        crew = self._crew_of(child)
+        expected = status == 0 or (crew is not None and crew.discarded)
+        level = logging.INFO if expected else logging.WARNING
         if not self._started and self._failure is not None:
             level = logging.DEBUG
         log.log(level, "%s (pid %d) %s", child.name, child.pid, children.how_it_ended(status))
@@ -397,7 +409,6 @@ class Monitor:
             self._chores.ended(child.identity, died=status != 0)
             self._serve_queue()
             return
-        crew = self._crew_of(child)
         assert crew is not None
         if self._plan.once and child is crew.server.child and not self.stopping:
             self._status = 0 if status == 0 else SOFTWARE
