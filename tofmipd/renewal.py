@@ -22,8 +22,9 @@ _FOR_LIFE = {
     "log_format": "log_settings",
     "syslog_facility": "log_settings",
     "cpus": "one_cpu",
-    "username": "global_mode",
-    "min_uid": "global_mode",
+    # Of the global mode; the rest of it may change.
+    "username": "",
+    "min_uid": "",
 }
 # Not of the options, but of how the daemon was started.
 _OF_THE_START = ("port_hint", "quiet", "host_name")
@@ -66,6 +67,10 @@ class Renewal:
         if self._activated:
             kept.add("listen")
         settings = settings._replace(**{name: getattr(self._now, name) for name in kept})
+        before, mode = self._now.global_mode, settings.global_mode
+        if before is not None and mode is not None:
+            mode = mode._replace(service=before.service, min_uid=before.min_uid)
+            settings = settings._replace(global_mode=mode)
         return Changed(settings, values, ", ".join(map(_dashed, names)))
 
     def take(self, changed: Changed) -> None:
