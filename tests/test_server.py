@@ -122,6 +122,19 @@ def test_a_place_becomes_free_when_the_gate_has_a_bug(start, caplog):
     assert len(failed) == 3
 
 
+def test_a_client_that_has_only_just_come_keeps_the_service_busy(start):
+    """One that retires is not forgotten before its last client has gone."""
+    service = start().service
+    assert not service.busy
+    assert service.take_slot()
+    assert service.busy
+    service.retire()
+    assert not service.take_slot()
+    assert service.busy
+    service.give_slot()
+    assert not service.busy
+
+
 def test_stopping_parts_from_idle_clients(start):
     daemon = start()
     clients = [daemon.greeted() for _ in range(3)]

@@ -18,9 +18,8 @@ from tofmipd.background import Background, be_deaf, catch_signals, detach
 from tofmipd.dates import rfc5322_date
 from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
 from tofmipd.onesession import Connection
-from tofmipd.personalmode import Household, PersonalDaemon
+from tofmipd.personalmode import Household, PersonalDaemon, allow_descriptors
 from tofmipd.pidfile import PidFile
-from tofmipd.privsep import confine
 from tofmipd.privsep.outbound import Observer
 from tofmipd.renewal import Renewal, check_scripts, listen
 from tofmipd.server import Service
@@ -29,8 +28,6 @@ from tofmipd.systemd import Supervisor
 
 log = logging.getLogger(__name__)
 
-# What a session needs: the client's socket, the next hop's, a file, a spare.
-_DESCRIPTORS_PER_SESSION = 4
 # What FileDescriptorName may say of a socket that systemd passes (RFC 8314 section 7.3).
 _MODES_BY_NAME = {"smtps": "ssl", "submissions": "ssl", "ssl": "ssl", "plain": "plain"} | {
     f"tls={mode}": mode for mode in TLS_MODES
@@ -86,7 +83,7 @@ def run_personal(
     started: Callable[[], None] | None,
 ) -> int:
     """The life of a personal daemon.  Raises Fatal."""
-    confine.descriptors(settings.limits.connections * _DESCRIPTORS_PER_SESSION + 200)
+    allow_descriptors(settings.limits.connections)
     parts = household.parts(settings)
     sockets = sockets or listen(settings)
     if settings.foreground:

@@ -20,6 +20,7 @@ from tofmipd.encrypted import Encryption
 from tofmipd.errors import CONFIG, Fatal
 from tofmipd.handoff.retries import Retries
 from tofmipd.handoff.smtp import Pool
+from tofmipd.privsep import confine
 from tofmipd.privsep.attempts import Helper
 from tofmipd.privsep.outbound import Observer
 from tofmipd.privsep.personal import personal_gate, personal_retries, start_helper
@@ -29,6 +30,10 @@ from tofmipd.settings import Settings
 from tofmipd.systemd import Supervisor
 
 log = logging.getLogger(__name__)
+
+
+# What a session needs: the client's socket, the next hop's, a file, a spare.
+_DESCRIPTORS_PER_SESSION = 4
 
 
 class Parts(NamedTuple):
@@ -65,6 +70,11 @@ class Household:
             raise Fatal(CONFIG, str(error)) from None
         service = service_of(settings, gate, encryption.encrypt)
         return Parts(settings, service, encryption, retries)
+
+
+def allow_descriptors(connections: int) -> None:
+    """As many as that many sessions may need, as far as the system allows."""
+    confine.descriptors(connections * _DESCRIPTORS_PER_SESSION + 200)
 
 
 class PersonalDaemon:
@@ -175,6 +185,8 @@ class PersonalDaemon:
             close(sockets, but=before)
             raise
         self._parts, self._sockets = parts, sockets
+        # Sessions of both times go on.
+        allow_descriptors(old.settings.limits.connections + settings.limits.connections)
         log_module.set_levels(debug=settings.debug, log=settings.log, quiet=settings.quiet)
         self._listeners = self._made_listeners(parts)
         for listener in self._listeners:

@@ -79,6 +79,7 @@ class Service:
         self._retired = False
         self._lock = threading.Lock()
         self._pumps: set[Pump] = set()
+        self._clients = 0
         self._by_network: dict[str, int] = {}
         self._ended = threading.Condition(self._lock)
         self._ids = itertools.count(secrets.randbits(24))
@@ -132,8 +133,8 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether there are sessions."""
-        return bool(self._pumps)
+        """Whether there are clients, also such as have only just been accepted."""
+        return self._clients > 0
 
     def drain(self) -> None:
         """Wait until the last session has ended, or the service is to stop.  It has retired."""
@@ -146,6 +147,8 @@ class Service:
         """Wait for room for one more session; False when the service stops first."""
         while not (self._stopping.is_set() or self._retired):
             if self._slots.acquire(timeout=_POLL_SECONDS):
+                with self._lock:
+                    self._clients += 1
                 return True
             self.tend()
         return False
@@ -155,6 +158,8 @@ class Service:
         self._stopping.wait(_POLL_SECONDS)
 
     def give_slot(self) -> None:
+        with self._lock:
+            self._clients -= 1
         self._slots.release()
 
     def admits(self, peer: Peer) -> bool:

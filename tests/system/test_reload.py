@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import smtplib
 import socket
@@ -194,6 +195,18 @@ def test_it_ends_as_ever_with_sessions_of_both_times(make: Make) -> None:
     assert after.getreply()[0] == 421
     assert reloading.daemon.process.wait(20) == 0
     assert "Traceback" not in reloading.daemon.text()
+
+
+def test_more_connections_may_need_more_descriptors(tmp_path: Path) -> None:
+    home = make_home(tmp_path, to_smtp(9))
+    file = tmp_path / "tofmipd.conf"
+    file.write_text("connections 10\n")
+    with tofmipd(home, "--config", str(file)) as daemon:
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] < 400
+        file.write_text("connections 200\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.says("changed: connections")
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] > 800
 
 
 @pytest.mark.root
