@@ -13,7 +13,7 @@ from tofmipd.pidfile import PidFile
 
 def test_it_holds_the_number_as_long_as_the_daemon_lives(tmp_path):
     path = tmp_path / "pid"
-    path.write_text("a longer text than any number\n")
+    path.write_text("4294967295\n\n")
     file = PidFile(str(path))
     file.write()
     assert path.read_text() == f"{os.getpid()}\n"
@@ -49,6 +49,25 @@ def test_the_file_of_somebody_else_stays(tmp_path):
     path.write_text("2\n")
     file.remove()
     assert path.read_text() == "2\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"# my options\n", b"root:x:0:0\n", b"12 34\n", b"1" * 98 + b"x\n"]
+)
+def test_what_is_no_pid_file_is_neither_overwritten_nor_removed(tmp_path, content):
+    path = tmp_path / "precious"
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(Fatal, match="something else is in it"):
+            PidFile(str(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b" 17 \n"])
+def test_what_a_crash_of_the_machine_left_behind_is_no_hindrance(tmp_path, content):
+    path = tmp_path / "pid"
+    path.write_bytes(content)
+    PidFile(str(path)).remove()
 
 
 @pytest.mark.parametrize("kind", ["missing directory", "directory", "link"])

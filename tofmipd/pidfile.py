@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 
 from tofmipd.errors import CANT_CREATE, UNAVAILABLE, Fatal
 
@@ -54,7 +56,8 @@ def _locked(path: str) -> int:
     try:
         descriptor = os.open(path, flags, 0o644)
     except OSError as error:
-        raise Fatal(CANT_CREATE, f"cannot write the pid file {path}: {error.strerror}") from None
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise Fatal(CANT_CREATE, f"cannot write the pid file {path}: {reason}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -62,4 +65,17 @@ def _locked(path: str) -> int:
         os.close(descriptor)
         text = f"tofmipd is running already, pid {pid}, says {path}"
         raise Fatal(UNAVAILABLE, text) from None
+    if not _is_pid_file(descriptor):
+        os.close(descriptor)
+        text = f"cannot write the pid file {path}: something else is in it"
+        raise Fatal(CANT_CREATE, text)
     return descriptor
+
+
+def _is_pid_file(descriptor: int) -> bool:
+    """Whether it may be overwritten, and removed at the end: a typing error may name any file."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    # Zeros are what a machine that went down may leave.
+    octets = os.pread(descriptor, 100, 0).strip(b"\0\r\n\t ")
+    return not octets or octets.isdigit()
