@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tofmipd import encrypted
 from tofmipd import log as log_module
@@ -29,6 +29,9 @@ from tofmipd.server import Listener, Service, service_of
 from tofmipd.settings import Settings
 from tofmipd.systemd import Supervisor
 
+if TYPE_CHECKING:
+    from tofmipd.privsep.quota import Quota
+
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +46,7 @@ class Parts(NamedTuple):
     service: Service
     encryption: Encryption
     retries: Retries
+    quota: Quota | None
 
 
 class Household:
@@ -69,7 +73,7 @@ class Household:
         except SourceFileError as error:
             raise Fatal(CONFIG, str(error)) from None
         service = service_of(settings, gate, encryption.encrypt)
-        return Parts(settings, service, encryption, retries)
+        return Parts(settings, service, encryption, retries, gate.quota)
 
 
 def allow_descriptors(connections: int) -> None:
@@ -197,6 +201,9 @@ class PersonalDaemon:
         close(before, but=sockets)
         # What it has begun goes on; all else is on the disk.
         old.retries.stop(0)
+        if old.quota is not None:
+            # Sessions of the time before open it again if they need it.
+            old.quota.close()
         parts.retries.start()
         self._former = [one for one in (old.service, *self._former) if one.busy]
 

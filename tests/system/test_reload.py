@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -207,6 +208,30 @@ def test_more_connections_may_need_more_descriptors(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGHUP)
         daemon.says("changed: connections")
         assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[0] > 800
+
+
+def test_reloads_leave_no_file_of_limits_open(tmp_path: Path, village_hop) -> None:
+    home = make_home(tmp_path, to_smtp(village_hop.port))
+    file = tmp_path / "tofmipd.conf"
+    file.write_text("limit 1000/1d\n")
+    with tofmipd(home, "--config", str(file)) as daemon:
+        for number in range(2, 6):
+            with smtplib.SMTP(HOST, daemon.port, timeout=20) as client:
+                client.login(LOGIN, PASSWORD)
+                assert client.sendmail("a@example.org", ["x@example.net"], MESSAGE) == {}
+            daemon.forget()
+            file.write_text(f"limit 1000/1d\nsize {number}000000\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.says("changed: size")
+        wait_until(lambda: not limits_open_in(daemon.pid), "the end of the last one")
+
+
+def limits_open_in(pid: int) -> list[str]:
+    paths = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            paths.append(os.readlink(link))
+    return [path for path in paths if path.startswith("/") and "limits" in path]
 
 
 @pytest.mark.root
