@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tofmipd import __version__, cli
 from tofmipd.arguments import host_port, host_port_v6, networks, positive, rates, seconds
+from tofmipd.options import FLAGS, make_parser
 from tofmipd.settings import GlobalMode, Listen, LogSettings, Quotas, Rate, Relay, SourceSpec
 
 # Of the ancestor (reference section 6.1), with the long names of the feature table.
@@ -683,3 +684,18 @@ def test_limits_are_counted_in_a_file_of_the_mode(who, file, request, home):
     made = make(["--limit", "5/1m", "--limit-recipients=7/1d", "--limit-file", "~/x"]).quotas
     assert made == Quotas((Rate(5, 60),), (Rate(7, 86400),), f"{home}/x")
     assert made.given
+
+
+def test_one_session_is_seen_in_any_cluster_of_letters():
+    """Before the command line is parsed: who is a super-server's client hears no complaint."""
+    flags = [
+        name[1]
+        for action in make_parser().table
+        for name in action.option_strings
+        if action.nargs == 0 and len(name) == 2
+    ]
+    assert sorted(flags) == sorted(FLAGS + "1")
+    for word in ("-1", "-L1", "-1a", "-dLf1afile", "--one-session"):
+        assert cli._asks_for_one(word), word
+    for word in ("-p1.example:25", "-a1", "-", "--", "-L", "--limit=1", "1", "-C1"):
+        assert not cli._asks_for_one(word), word

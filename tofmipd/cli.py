@@ -21,7 +21,7 @@ from tofmipd.configfile import read as read_config
 from tofmipd.contradictions import contradictions, listeners
 from tofmipd.errors import CANT_CREATE, CONFIG, PERMISSION, SOFTWARE, USAGE, Fatal
 from tofmipd.given import Fault, Given, from_command_line, from_file, merged
-from tofmipd.options import COMMANDS, make_parser
+from tofmipd.options import COMMANDS, FLAGS, make_parser
 from tofmipd.settings import (
     EncryptionSettings,
     GlobalMode,
@@ -53,11 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns its exit status, which is one of sysexits.h."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_daemon = not arguments or arguments[0].startswith("-")
-    if is_daemon and ("-1" in arguments or "--one-session" in arguments):
+    if is_daemon and any(map(_asks_for_one, arguments)):
         from tofmipd import onesession
 
         return onesession.guarded(_main, arguments)
     return _main(arguments)
+
+
+def _asks_for_one(word: str) -> bool:
+    """Whether a word of the command line, not parsed yet, is or holds -1."""
+    if word.startswith("--"):
+        return word == "--one-session"
+    # Letters without a value may stand before it.
+    return word.startswith("-") and word[1:].lstrip(FLAGS).startswith("1")
 
 
 def _main(arguments: list[str]) -> int:

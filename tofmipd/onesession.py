@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tofmipd.smtp.envelope import Peer
 
 _BLOCK_OCTETS = 65536
+# Of what is wrong, in the log of the system.
+_LINES_LIMIT = 20
 _UNAVAILABLE = b"421 4.3.2 Service not available, try again later\r\n"
 # Who says where the client is: tcpserver, xinetd and stunnel, systemd.
 _REMOTE = (
@@ -155,11 +157,25 @@ def _fill_with_nothing(descriptors: tuple[int, ...]) -> None:
 
 
 def _copy_in(source: int, outer: socket.socket) -> None:
+    typed = _is_typed(source)
     with contextlib.suppress(OSError):
         while octets := os.read(source, _BLOCK_OCTETS):
-            outer.sendall(octets)
+            outer.sendall(octets.replace(b"\n", b"\r\n") if typed else octets)
     with contextlib.suppress(OSError):
         outer.shutdown(socket.SHUT_WR)
+
+
+def _is_typed(descriptor: int) -> bool:
+    """Whether it is a terminal whose lines somebody types: the key that ends one gives LF."""
+    if not os.isatty(descriptor):
+        return False
+    import termios
+
+    try:
+        local_modes: int = termios.tcgetattr(descriptor)[3]
+    except termios.error:  # closed meanwhile
+        return False
+    return bool(local_modes & termios.ICANON)
 
 
 def _copy_out(outer: socket.socket, sink: int) -> None:
@@ -217,11 +233,6 @@ def _port(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < 6 else 0
 
 
-def asked_for(arguments: list[str]) -> bool:
-    """Whether a command line, not parsed yet, asks for one session."""
-    return "-1" in arguments or "--one-session" in arguments
-
-
 class Discretion:
     """Keeps from the client what is meant for the administrator.
 
@@ -230,16 +241,14 @@ class Discretion:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._reader = -1
+        self._kept = -1
         if _stderr_is_clients(environment):
-            self._reader, writer = os.pipe()
-            os.set_blocking(self._reader, False)
-            os.dup2(writer, 2)
-            os.close(writer)
+            self._kept = _nameless_file()
+            os.dup2(self._kept, 2)
 
     @property
     def needed(self) -> bool:
-        return self._reader >= 0
+        return self._kept >= 0
 
     def said(self) -> str:
         """All that has been printed so far; from now on it is lost."""
@@ -247,10 +256,18 @@ class Discretion:
             return ""
         sys.stderr.flush()
         _fill_with_nothing((2,))
-        octets = b""
-        with contextlib.suppress(BlockingIOError):
-            octets = os.read(self._reader, _BLOCK_OCTETS)
-        return octets.decode("utf-8", "replace").strip()
+        return os.pread(self._kept, _BLOCK_OCTETS, 0).decode("utf-8", "replace").strip()
+
+
+def _nameless_file() -> int:
+    """Unlike a pipe that nobody reads it is never full.  Raises OSError."""
+    try:
+        return os.memfd_create("said")
+    except (AttributeError, OSError):  # another system than Linux
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
 
 
 def _stderr_is_clients(environment: Mapping[str, str]) -> bool:
@@ -281,7 +298,8 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
         status = end.code if isinstance(end.code, int) else 1
     if status:
         if discretion.needed:
-            _log(discretion.said())
+            for line in discretion.said().splitlines()[:_LINES_LIMIT]:
+                _log(line)
         if discretion.needed or not os.isatty(1):
             with contextlib.suppress(OSError):
                 # Nothing once the connection has been taken, which was told itself.

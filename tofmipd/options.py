@@ -34,6 +34,8 @@ from tofmipd.settings import (
     SourceSpec,
 )
 
+# The letters of options that have no value, beside -1.
+FLAGS = "hVdLbfP"
 # The tools beside the daemon: word -> what it does.  Each is a module of tofmipd.commands.
 COMMANDS = {
     "init": "make what a first mail needs: key, configuration, filter, password",

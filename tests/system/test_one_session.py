@@ -28,6 +28,7 @@ from running import (
     make_home,
     to_smtp,
 )
+from terminal import at_terminal
 
 from tofmipd.smtp import replies
 from tofmipd.smtp.reply import Reply
@@ -221,6 +222,35 @@ def test_of_a_mistake_the_client_hears_only_421(home, options, status, word, dis
     # The greeting may have come first: files are read while the client thinks.
     assert heard.removeprefix(greeting().encode()) == UNAVAILABLE
     assert (word in session.text()) is not discreet
+
+
+def test_a_long_list_of_mistakes_keeps_no_client_waiting(home, tmp_path):
+    """Longer than what a pipe takes that nobody reads."""
+    file = tmp_path / "tofmipd.conf"
+    file.write_text("=\n" * 5000)
+    with served(home, "--config", str(file), discreet=True) as session:
+        assert session.client.recv(1000) == UNAVAILABLE
+        assert session.ended() == os.EX_CONFIG
+
+
+def test_letters_before_it_make_no_difference(home):
+    with served(home, "-a", "/nonexistent", program=(*PERSONAL[:2], "-L1"), discreet=True) as one:
+        heard = b""
+        while octets := one.client.recv(1000):
+            heard += octets
+        one.client.close()
+        assert one.ended() == os.EX_CONFIG
+    assert heard.removeprefix(greeting().encode()) == UNAVAILABLE
+
+
+def test_a_person_at_a_terminal_can_speak(home):
+    with at_terminal(PERSONAL, environment(home)) as person:
+        person.expect("220 ")
+        person.type("EHLO a\n")
+        person.expect("250 ENHANCEDSTATUSCODES")
+        person.type("QUIT\n")
+        person.expect("221 2.0.0 Bye")
+        assert person.end() == 0
 
 
 def test_a_listening_socket_is_not_a_connection(home):
