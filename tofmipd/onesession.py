@@ -299,7 +299,7 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
     if status:
         if discretion.needed:
             for line in discretion.said().splitlines()[:_LINES_LIMIT]:
-                _log(line)
+                _log(line.removeprefix("tofmipd: "))
         if discretion.needed or not os.isatty(1):
             with contextlib.suppress(OSError):
                 # Nothing once the connection has been taken, which was told itself.
@@ -318,4 +318,4 @@ def _log(text: str) -> None:
     import syslog
 
     syslog.openlog("tofmipd", syslog.LOG_PID, syslog.LOG_MAIL)
-    syslog.syslog(syslog.LOG_ERR, text.removeprefix("tofmipd: "))
+    syslog.syslog(syslog.LOG_ERR, text)
