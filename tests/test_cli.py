@@ -699,3 +699,13 @@ def test_one_session_is_seen_in_any_cluster_of_letters():
         assert cli._asks_for_one(word), word
     for word in ("-p1.example:25", "-a1", "-", "--", "-L", "--limit=1", "1", "-C1"):
         assert not cli._asks_for_one(word), word
+
+
+def test_where_the_file_is_counts_for_no_option(tmp_path):
+    """Or SIGHUP would tell of an option that nobody can give."""
+    file = tmp_path / "tofmipd.conf"
+    file.write_text("size 7\n")
+    arguments = ["--personal", "--config", str(file)]
+    values = cli._options(arguments, "").values
+    assert values["size"] == 7
+    assert "config_file" not in values

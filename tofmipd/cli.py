@@ -143,7 +143,10 @@ def _connection(settings: Settings) -> Connection:
 def _options(arguments: list[str], directory: str) -> Options:
     """As they are now.  Raises Fatal."""
     gathered = gather(arguments, directory)
-    return Options(gathered.settings, vars(gathered.given.options))
+    # Where the file is, is no option.
+    values = dict(vars(gathered.given.options))
+    del values["config_file"]
+    return Options(gathered.settings, values)
 
 
 def settings_from(arguments: list[str]) -> Settings:

@@ -210,5 +210,6 @@ class PersonalDaemon:
 
 def _refused(why: str) -> str:
     """Say why the options are what they were; a status for the supervisor."""
-    log.error("nothing has changed: %s", why)
+    for line in why.splitlines():
+        log.error("nothing has changed: %s", line)
     return "serving; the last reload was refused"

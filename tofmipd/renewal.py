@@ -105,11 +105,11 @@ def listen(settings: Settings, have: Iterable[Bound] = ()) -> list[socket.socket
 
     Raises Fatal when one cannot be had.
     """
-    available = [(_place(where), sock) for where, sock in have]
+    available = list(have)
     sockets: list[socket.socket] = []
     made: list[socket.socket] = []
     for where in settings.listen:
-        found = next((one for one in available if one[0] == _place(where)), None)
+        found = next((one for one in available if _is_for(where, one)), None)
         if found is not None:
             available.remove(found)
             sockets.append(found[1])
@@ -124,8 +124,20 @@ def listen(settings: Settings, have: Iterable[Bound] = ()) -> list[socket.socket
     return sockets
 
 
-def _place(where: Listen) -> tuple[str, int, bool]:
-    return where.host, where.port, where.ipv6
+def _is_for(where: Listen, bound: Bound) -> bool:
+    """Whether it listens there, whatever the place was called."""
+    before, sock = bound
+    if (where.port, where.ipv6) != (before.port, before.ipv6):
+        return False
+    if where.host == before.host:
+        return True
+    try:
+        found = socket.getaddrinfo(
+            where.host or None, where.port, sock.family, sock.type, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError):
+        return False
+    return bool(found[0][4][:2] == sock.getsockname()[:2])
 
 
 def close(sockets: Iterable[socket.socket], but: Iterable[socket.socket] = ()) -> None:

@@ -300,6 +300,26 @@ def test_listeners_come_and_go(tmp_path: Path) -> None:
         assert not greets(first)
 
 
+def test_a_listener_stays_whatever_its_place_is_called(tmp_path: Path) -> None:
+    home = make_home(tmp_path, to_smtp(9))
+    port, other = free_port(), free_port()
+    file = tmp_path / "tofmipd.conf"
+    file.write_text(f"proxyport localhost:{port}\nproxyport :{other}\n")
+    with tofmipd(home, "--config", str(file), listen=(), count=2) as daemon:
+        file.write_text(f"proxyport 127.0.0.1:{port}\nproxyport 0.0.0.0:{other}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        assert daemon.says("changed: ").endswith(": proxyport")
+        assert greets(port)
+        assert greets(other)
+
+
+def test_each_fault_has_a_line(make: Make) -> None:
+    reloading = make("size 1000000")
+    reloading.file.write_text("szie 3\nproxyport nowhere\n")
+    assert ":1: unknown option 'szie'" in reloading.hang_up("nothing has changed: ")
+    assert "nowhere" in reloading.daemon.says("tofmipd.conf:2: ")
+
+
 @pytest.mark.root
 def test_so_they_do_in_global_mode(village) -> None:
     first, second = free_port(), free_port()

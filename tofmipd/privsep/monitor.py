@@ -291,7 +291,8 @@ class Monitor:
         self._refuse_change(why)
 
     def _refuse_change(self, why: str) -> None:
-        log.error("nothing has changed: %s", why)
+        for line in why.splitlines():
+            log.error("nothing has changed: %s", line)
         self._plan.supervisor.ready("serving; the last reload was refused")
 
     def _discard_successor(self, *, stuck: bool = False) -> None:
@@ -425,7 +426,7 @@ class Monitor:
             crew.stand_down()
             self._end_others()
         elif crew is self._successor:
-            self._give_up_change(f"the new {child.name} {children.how_it_ended(status)}")
+            self._give_up_change(f"the new {child.name}: {children.how_it_ended(status)}")
         elif crew.retired:
             self._dissolve(crew)
 
