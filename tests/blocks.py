@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += sorted((ROOT / "contrib").rglob("README.md"))
 # What may stand behind ``sh`` and ``console``.
 WAYS = {
     "new": "nothing is there but the accounts of the machine",
@@ -32,6 +33,8 @@ WAYS = {
     "server": "all users are served by TLS",
     "server-ca": "the same, with the authority for logins that the commands before it have made",
     "try-tls": "the daemon of tls.md to try TLS with runs",
+    "json-log": "a daemon of the user's writes /var/log/tofmipd.log in JSON, and has sent a mail",
+    "virtual": "root serves virtual users of VMailMgr",
     "nginx": "the nginx of behind.md runs",
     "proxies": "the machine has the addresses of proxies.md",
 }
@@ -68,7 +71,7 @@ def blocks_of(path: Path) -> list[Block]:
             continue
         language, *words = match[2].split() or [""]
         line = text.count("\n", 0, match.start()) + 1
-        name = path.relative_to(ROOT).name
+        name = str(path.relative_to(ROOT)).removeprefix("docs/")
         found.append(Block(name, section, line, language, tuple(words), textwrap.dedent(match[3])))
     return found
 

@@ -5,8 +5,10 @@ See blocks.py for the words behind the backticks; commands are run by system/tes
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,11 @@ from blocks import BLOCKS, DOCUMENTS, ROOT, WAYS, Block, blocks_of
 
 from tofmipd import options
 from tofmipd.auth.ipmap import parse_map
+from tofmipd.commands import queue
+from tofmipd.events import ALL, Json
 from tofmipd.given import from_file
 from tofmipd.privsep.senders import parse_senders
+from tofmipd.privsep.virtualdomains import VirtualDomains
 from tofmipd.tmda.config import Surroundings
 from tofmipd.tmda.parser import parse_filter
 from tofmipd.tmda.userfiles import UserFiles
@@ -25,6 +30,17 @@ from tofmipd.tmda.userfiles import UserFiles
 # Who runs a block marked "elsewhere": document and beginning, a test, and what must stand there.
 ELSEWHERE = {
     ("README.md", "make run"): ("tests/system/test_demo.py", '"demo"'),
+    ("services.md", "tcpserver "): ("tests/system/superservers.py", 'document("tcpserver ")'),
+    ("services.md", "systemd-socket-activate --inetd"): (
+        "tests/system/superservers.py",
+        'document("systemd-socket-activate --inetd")',
+    ),
+    ("services.md", "systemd-socket-activate -l"): (
+        "tests/system/test_supervised.py",
+        'document("systemd-socket-activate -l',
+    ),
+    ("contrib/stunnel-xinetd/README.md", ""): ("tests/system/test_stunnel.py", "commands("),
+    ("contrib/stunnel-daemon/README.md", ""): ("tests/system/test_stunnel.py", '"stunnel-daemon")'),
     ("tools.md", "$ "): ("tests/test_docs.py", "test_the_tools_print_what_the_examples_show"),
 }
 
@@ -53,6 +69,46 @@ def by_daemon(block: Block, directory: Path) -> None:
 
 def by_shell(block: Block, directory: Path) -> None:
     _must(["sh", "-n"], directory, block.text)
+
+
+def by_log(block: Block, directory: Path) -> None:
+    """An object, folded and perhaps cut off at its end: made again from its values, it is the same."""
+    told = json.loads(block.text)
+    given = [name for name in told if name not in ("time", "level", "event", "message")]
+    (text,) = [text for text, row in ALL.items() if row.split() == [told["event"], *given]]
+    level = logging.getLevelNamesMapping()[told["level"].upper()]
+    values = tuple(told[name] for name in given)
+    record = logging.LogRecord("tofmipd", level, "", 0, text, values, None)
+    again = json.loads(Json().format(record))
+    assert list(again) == list(told)
+    assert again.pop("message").startswith(told.pop("message").removesuffix("..."))
+    assert again | {"time": told["time"]} == told
+
+
+def by_systemd(block: Block, directory: Path) -> None:
+    """Settings to be added to a unit of ours."""
+    place = directory / block.path.removeprefix("/etc/systemd/system/")
+    unit = directory / place.parent.name.removesuffix(".d")
+    installed = (ROOT / "etc/systemd" / unit.name).read_text()
+    unit.write_text(installed.replace("/opt/tofmipd/bin/tofmipd", "/bin/true"))
+    place.parent.mkdir()
+    place.write_text(block.text)
+    _must(["systemd-analyze", "verify", "--man=no", str(unit)], directory)
+
+
+def by_cron(block: Block, directory: Path) -> None:
+    """A line of a file below /etc/cron.d: when, who, and a tool."""
+    found = re.fullmatch(r"(?:[\d*/,-]+ ){5}root /opt/tofmipd/bin/tofmipd queue (.*)\n", block.text)
+    assert found is not None
+    queue.make_parser().parse_known(found[1].split())
+
+
+def by_domains(block: Block, directory: Path) -> None:
+    file = directory / "domains"
+    file.write_text(block.text)
+    file.chmod(0o644)
+    domains = VirtualDomains(str(file), os.open)
+    assert domains.owner("ann@x.example.net") == "olga"
 
 
 def by_map(block: Block, directory: Path) -> None:
@@ -119,6 +175,12 @@ CHECKS: dict[str, Callable[[Block, Path], None]] = {
     "~/.msmtprc": by_msmtp,
     "/etc/ipauthmap": by_map,
     "/etc/tofmipd.d/senders": by_senders,
+    "log": by_log,
+    "/etc/systemd/system/tofmipd.service.d/exim.conf": by_systemd,
+    "/etc/cron.d/tofmipd": by_cron,
+    "inetd": by_nobody("run by system/test_one_session_peers.py, with other places"),
+    "stunnel": by_nobody("run by system/test_one_session_peers.py, with other places"),
+    "/var/qmail/control/virtualdomains": by_domains,
     "haproxy": by_nobody("run by system/test_proxies.py, with other addresses"),
     "postfix": by_nobody("run by system/test_proxies.py, with other addresses"),
     "nginx": by_nobody("nginx wants the certificates, which the machine of the commands has"),
@@ -126,6 +188,8 @@ CHECKS: dict[str, Callable[[Block, Path], None]] = {
     "~/.procmailrc": by_nobody("procmail has no check without a delivery"),
     "~/.mailfilter": by_nobody("maildrop has no check without a delivery"),
 }
+# Programs that the checks need.
+PEERS = {"mutt": by_mutt, "msmtp": by_msmtp, "systemd-analyze": by_systemd}
 COMMANDS = [block for block in BLOCKS if block.language in ("sh", "console")]
 FILES = [block for block in BLOCKS if block.language not in ("sh", "console", "text")]
 
@@ -133,7 +197,7 @@ FILES = [block for block in BLOCKS if block.language not in ("sh", "console", "t
 def with_peer(block: Block) -> object:
     """A parameter of a test that needs the program that reads the block."""
     check = CHECKS.get("".join(block.words))
-    peers = [name for name, one in (("mutt", by_mutt), ("msmtp", by_msmtp)) if one is check]
+    peers = [name for name, one in PEERS.items() if one is check]
     return pytest.param(block, marks=[pytest.mark.peer(*peers)], id=str(block))
 
 

@@ -27,7 +27,12 @@ from running import KEY, PROGRAM, cannot_run, wait_until
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a-password"
+# Of the password, as crypt(3) makes it.
+_HASH = "$6$documents$"
+_HASH += "eUfXUdGR7UgmaLqhkWAcvQ45ZpFBcRScA05RBogHq85ozBn9/v4d46WsFNjjrfaU6Z0/hOs5TX0j3wQCY85UO."
 UIDS = {"you": 41_001, "anna": 41_002, "tofmipd": 410}
+# Of virtual domains.
+OWNERS = {"olga": 41_003, "peter": 41_004, "vpopmail": 89}
 NAMES = "mail.example.org imap.example.org pop.example.org ldap.example.org ad.example.org"
 ADDRESSES = ("192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128")
 # For all commands of a block, and for the machine to be there.
@@ -38,6 +43,9 @@ _NGINX_MODULES = sorted(Path("/etc/nginx/modules-enabled").glob("*.conf"))
 STAND_INS = {
     "systemctl": ("", "no systemd runs in the machine"),
     "journalctl": ("", "no systemd runs in the machine"),
+    "systemd-sysusers": ("", "test_systemd_units.py runs it, below a directory"),
+    "systemd-tmpfiles": ("", "test_systemd_units.py runs it, below a directory"),
+    "listvdomain": ('echo "$1 ./users/$1"', "VMailMgr is no package of Debian"),
     "apt": ("", "the packages are there; the machine has no network"),
     "certbot": ("", "the authority is in the internet"),
     "ssh": ("", "the machine has no network"),
@@ -54,10 +62,15 @@ STAND_INS = {
 }
 # A daemon that does not return would hold the commands behind it up, as it does in a window.  There
 # is one at a time: the documents show them one after the other.  What a terminal would be asked for
-# is in a file.
+# is in files: init asks only at one.
 _TOFMIPD = f"""\
 #!/bin/sh
+case "${{1-}} $#" in
+"init 1")
+    test $USER = root || exec script -qec "{PROGRAM} init" /dev/null </run/doc/answers ;;
+esac
 case "${{1-}}" in
+-b) exec {PROGRAM} "$@" ;;
 user) exec {PROGRAM} "$@" </run/doc/password ;;
 [a-z]* | -V | -h | --help | --version) exec {PROGRAM} "$@" ;;
 esac
@@ -70,6 +83,8 @@ until grep -q Listening /run/doc/log; do
     sleep 0.02
 done
 """
+# Address, name, way out, user name there, whether clients elsewhere connect.
+_ANSWERS = "you@example.org\n\nmail.example.org:587\n\nno\n"
 # As the next hop dumps what it takes.
 _SENDMAIL = """\
 #!/bin/sh
@@ -209,6 +224,7 @@ class Machine:
         for name in ("tofmipd", "pip"):
             self.write(f"/opt/tofmipd/bin/{name}", f'#!/bin/sh\nexec {name} "$@"\n', 0o755)
         self.write("/run/doc/password", f"{PASSWORD}\n", 0o644)
+        self.write("/run/doc/answers", _ANSWERS, 0o644)
         self.write("/run/doc/calls", "", 0o666)
         self.write("/run/doc/pids", "", 0o666)
         self.write("~/mail.txt", "From: you@example.org\nTo: friend@example.net\n\nIt works.\n")
@@ -222,7 +238,7 @@ class Machine:
         for path, line in (
             ("/etc/passwd", f"{name}:x:{uid}:{uid}:Your Name:/home/{name}:/bin/sh\n"),
             ("/etc/group", f"{name}:x:{uid}:\n"),
-            ("/etc/shadow", f"{name}:*:20000::::::\n"),
+            ("/etc/shadow", f"{name}:{_HASH}:20000::::::\n"),
         ):
             with self.path(path).open("a") as file:
                 file.write(line)
@@ -304,6 +320,24 @@ def _try_tls(machine: Machine) -> None:
     machine.must(_of_document("tls.md", "openssl req -x509"))
 
 
+def _json_log(machine: Machine) -> None:
+    machine.prepare("home")
+    machine.must("touch /var/log/tofmipd.log; chown you: /var/log/tofmipd.log", "root")
+    machine.must(
+        "tofmipd --log-format json --log-file /var/log/tofmipd.log\ntofmipd test friend@example.net"
+    )
+
+
+def _virtual(machine: Machine) -> None:
+    machine.prepare("service")
+    for name, uid in OWNERS.items():
+        machine.add_account(name, uid)
+    machine.must(
+        "mkdir -p /etc/tofmipd.d; install -m 755 contrib/vhome/vhome-vmailmgr /usr/local/bin/",
+        "root",
+    )
+
+
 def _nginx(machine: Machine) -> None:
     """nginx as behind.md has it, in front of a daemon on port 8025."""
     machine.prepare("certificates")
@@ -336,6 +370,8 @@ _MAKES: dict[str, Callable[[Machine], None]] = {
     "server": _server,
     "server-ca": _server_ca,
     "try-tls": _try_tls,
+    "json-log": _json_log,
+    "virtual": _virtual,
     "nginx": _nginx,
     "proxies": _proxies,
 }
@@ -352,7 +388,10 @@ def new_machine(directory: Path) -> Iterator[Machine]:
     ]
     places = dict.fromkeys([*_LAYERS, *hidden])
     script = _SET_UP.format(
-        addresses=" ".join(ADDRESSES), names=NAMES, places=" ".join(places), users="|".join(UIDS)
+        addresses=" ".join(ADDRESSES),
+        names=NAMES,
+        places=" ".join(places),
+        users="|".join(UIDS | OWNERS),
     )
     process = subprocess.Popen(
         [

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blocks import BLOCKS
 from certificates import authority
 from running import HOST, ending, free_port, wait_until
 
@@ -80,9 +81,9 @@ SuperServer = Callable[[Program, int], contextlib.AbstractContextManager[None]]
 
 def document(beginning: str, name: str = "services.md") -> str:
     """The example of a document that begins so."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.S | re.M)
-    (block,) = [block for block in blocks if block.startswith(beginning)]
-    return str(block)
+    found = [block.text for block in BLOCKS if block.document == name]
+    (text,) = [text for text in found if text.startswith(beginning)]
+    return text
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:

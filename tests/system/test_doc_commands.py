@@ -19,7 +19,8 @@ PEERS += ("gnutls-cli", "gsasl", "jq", "mutt", "git", "fail2ban-regex", "nginx")
 RECIPIENT = re.compile(
     r"(?:tofmipd test(?: --server \S+)?|--to|--mail-rcpt|To:|mutt -s \w+) ([\w.]+@[\w.]+)"
 )
-CHANGES_EACH_TIME = re.compile(r"[0-9]{10}\.[0-9a-f]{6}")
+# Tags that expire, and by what name the next hop calls a message.
+CHANGES_EACH_TIME = re.compile(r"(?<=-)[0-9]{10}\.[0-9a-f]{6}|(?<= Ok): (?:queued as \w+|sent)")
 
 pytestmark = [pytest.mark.root, pytest.mark.peer(*PEERS)]
 
@@ -62,7 +63,7 @@ def test_the_commands_of_a_section_do_what_they_are_for(blocks, machine):
 
 
 def obey(block: Block, machine: Machine, user: str) -> None:
-    ran = machine.run(as_script(block.text), user)
+    ran = machine.run(f"cd {directory_of(block)}\n{as_script(block.text)}", user)
     assert ran.status == 0, f"{block}: {ran.words}"
     assert "Traceback" not in ran.words
     assert "internal error" not in ran.words
@@ -76,6 +77,11 @@ def obey(block: Block, machine: Machine, user: str) -> None:
     called = {line.split()[0] for line in machine.calls()}
     words = set(re.findall(r"[\w.-]+", re.sub(r"#.*|'[^']*'", "", block.text)))
     assert words & (STAND_INS.keys() - {"python3"}) <= called, block
+
+
+def directory_of(block: Block) -> str:
+    """Where commands are given: those of contrib beside their files."""
+    return f"~/{Path(block.document).parent}" if block.document.startswith("contrib/") else "~"
 
 
 def as_script(text: str) -> str:

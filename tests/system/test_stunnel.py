@@ -15,7 +15,7 @@ import pytest
 from certificates import authority
 from hops import RawHop
 from running import HOST, LIMIT_SECONDS, LOGIN, PASSWORD, free_port, make_home, to_smtp
-from superservers import INSTALLED, ROOT, Program, listening, replaced, xinetd_with
+from superservers import INSTALLED, ROOT, Program, document, listening, replaced, xinetd_with
 from village import Village
 
 CLIENT, STUNNEL = "127.0.0.2", "127.0.0.3"
@@ -26,10 +26,7 @@ pytestmark = [pytest.mark.root, pytest.mark.peer("stunnel4")]
 
 def commands(beginning: str, example: str = "stunnel-xinetd") -> str:
     """Those of the README that begin so."""
-    text = (ROOT / "contrib" / example / "README.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M)
-    (block,) = [block for block in blocks if block.startswith(beginning)]
-    return str(block)
+    return document(beginning, f"contrib/{example}/README.md")
 
 
 def shell(text: str) -> str:
