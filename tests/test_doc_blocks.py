@@ -72,7 +72,7 @@ def by_shell(block: Block, directory: Path) -> None:
 
 
 def by_log(block: Block, directory: Path) -> None:
-    """An object, folded and perhaps cut off at its end: made again from its values, it is the same."""
+    """An object, perhaps cut off at its end: made again from its values, it is the same."""
     told = json.loads(block.text)
     given = [name for name in told if name not in ("time", "level", "event", "message")]
     (text,) = [text for text, row in ALL.items() if row.split() == [told["event"], *given]]

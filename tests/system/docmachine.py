@@ -75,12 +75,13 @@ user) exec {PROGRAM} "$@" </run/doc/password ;;
 [a-z]* | -V | -h | --help | --version) exec {PROGRAM} "$@" ;;
 esac
 end-daemons
+: >/run/doc/log
 umask 022
-PATH=/usr/bin:/bin:/usr/sbin:/sbin {PROGRAM} -f "$@" </dev/null >/run/doc/log 2>&1 &
+PATH=/usr/bin:/bin:/usr/sbin:/sbin {PROGRAM} -f "$@" </dev/null >>/run/doc/log 2>&1 &
 echo $! >>/run/doc/pids
 until grep -q Listening /run/doc/log; do
     kill -0 $! 2>/dev/null || {{ cat /run/doc/log >&2; exit 70; }}
-    sleep 0.02
+    sleep 0.01
 done
 """
 # Address, name, way out, user name there, whether clients elsewhere connect.
@@ -96,7 +97,7 @@ _END_DAEMONS = """\
 #!/bin/sh
 for pid in $(cat /run/doc/pids 2>/dev/null); do
     kill $pid 2>/dev/null || continue
-    while kill -0 $pid 2>/dev/null; do sleep 0.02; done
+    while kill -0 $pid 2>/dev/null; do sleep 0.01; done
 done
 : >/run/doc/pids
 """
@@ -145,7 +146,9 @@ class Machine:
     """``pid`` is that of its first process."""
 
     def __init__(self, pid: int) -> None:
+        # Not subprocess's own limit, which is looked at every 50 ms.
         self._enter = [
+            *("timeout", "--signal=KILL", str(_LIMIT_SECONDS)),
             *("nsenter", f"--target={pid}", "--mount", "--net", "--pid", "--uts"),
             f"--wdns={ROOT}",
         ]
@@ -186,7 +189,6 @@ class Machine:
                 stdout=output,
                 stderr=output,
                 text=True,
-                timeout=_LIMIT_SECONDS,
             )
             output.seek(0)
             return Ran(result.returncode, output.read())
@@ -226,6 +228,7 @@ class Machine:
         self.write("/run/doc/password", f"{PASSWORD}\n", 0o644)
         self.write("/run/doc/answers", _ANSWERS, 0o644)
         self.write("/run/doc/calls", "", 0o666)
+        self.write("/run/doc/log", "", 0o666)
         self.write("/run/doc/pids", "", 0o666)
         self.write("~/mail.txt", "From: you@example.org\nTo: friend@example.net\n\nIt works.\n")
         self.write("/usr/sbin/sendmail", _SENDMAIL, 0o755)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import pwd
-import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
