@@ -320,7 +320,7 @@ def _server_ca(machine: Machine) -> None:
 def _try_tls(machine: Machine) -> None:
     """The daemon to try TLS with of tls.md."""
     machine.prepare("home")
-    machine.must(_of_document("tls.md", "openssl req -x509"))
+    machine.must(_of_document("tls.md", "tofmipd cert"))
 
 
 def _json_log(machine: Machine) -> None:
