@@ -76,6 +76,7 @@ user) exec {PROGRAM} "$@" </run/doc/password ;;
 esac
 end-daemons
 : >/run/doc/log
+echo "$*" >/run/doc/daemon
 umask 022
 PATH=/usr/bin:/bin:/usr/sbin:/sbin {PROGRAM} -f "$@" </dev/null >>/run/doc/log 2>&1 &
 echo $! >>/run/doc/pids
@@ -199,6 +200,19 @@ class Machine:
             self._done.add(way)
             _MAKES[way](self)
 
+    def begin(self) -> None:
+        """Forget what the section before has sent and called."""
+        for path in self.path("/run/doc/sink").iterdir():
+            path.unlink()
+        self.write("/run/doc/calls", "", 0o666)
+        self._done.discard("daemon")
+
+    def runs(self, options: str) -> bool:
+        """Whether the daemon that was started last has these, and has not ended."""
+        pids = self.path("/run/doc/pids").read_text().split()
+        started = self.path("/run/doc/daemon").read_text().strip()
+        return started == options and all(self.path(f"/proc/{pid}").exists() for pid in pids)
+
     def received(self) -> set[str]:
         """To whom the next hop has got mail."""
         dumps = [path.read_text("latin-1") for path in self.path("/run/doc/sink").iterdir()]
@@ -229,6 +243,7 @@ class Machine:
         self.write("/run/doc/answers", _ANSWERS, 0o644)
         self.write("/run/doc/calls", "", 0o666)
         self.write("/run/doc/log", "", 0o666)
+        self.write("/run/doc/daemon", "", 0o666)
         self.write("/run/doc/pids", "", 0o666)
         self.write("~/mail.txt", "From: you@example.org\nTo: friend@example.net\n\nIt works.\n")
         self.write("/usr/sbin/sendmail", _SENDMAIL, 0o755)
@@ -262,7 +277,8 @@ def _home(machine: Machine) -> None:
 
 def _daemon(machine: Machine) -> None:
     machine.prepare("home")
-    machine.must("tofmipd -f")
+    if not machine.runs("-f"):
+        machine.must("tofmipd -f")
 
 
 def _queued(machine: Machine) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from running import wait_until
 
 PEERS = ("unshare", "nsenter", "setpriv", "ip", "smtp-sink", "openssl", "curl", "swaks", "msmtp")
 PEERS += ("gnutls-cli", "gsasl", "jq", "mutt", "git", "fail2ban-regex", "nginx")
+# Sections that need no more than this follow each other on one machine, as a reader's do on his.
+SHARE = [frozenset({"home", "daemon"}), frozenset({"root", "service"})]
 # To whom a command sends mail.
 RECIPIENT = re.compile(
     r"(?:tofmipd test(?: --server \S+)?|--to|--mail-rcpt|To:|mutt -s \w+) ([\w.]+@[\w.]+)"
@@ -25,21 +29,23 @@ CHANGES_EACH_TIME = re.compile(r"(?<=-)[0-9]{10}\.[0-9a-f]{6}|(?<= Ok): (?:queue
 pytestmark = [pytest.mark.root, pytest.mark.peer(*PEERS)]
 
 
-def runs_here(block: Block) -> bool:
-    return block.language in ("sh", "console") and not {"elsewhere", "script"} & set(block.words)
+def obeyed(block: Block) -> bool:
+    """Whether it is commands, and run here."""
+    commands = block.language in ("sh", "console") and not block.path
+    return commands and not {"elsewhere", "script"} & set(block.words)
 
 
 def sections() -> list:
     found = []
     for key, group in itertools.groupby(BLOCKS, lambda block: (block.document, block.section)):
         blocks = list(group)
-        if any(runs_here(block) and not block.path for block in blocks):
+        if any(map(obeyed, blocks)):
             found.append(pytest.param(blocks, id=" ".join(key)))
     return found
 
 
-@pytest.fixture
-def machine():
+@contextlib.contextmanager
+def furnished() -> Iterator[Machine]:
     with (
         tempfile.TemporaryDirectory(prefix="tofmipd-machine-") as name,
         new_machine(Path(name)) as made,
@@ -47,13 +53,49 @@ def machine():
         yield made
 
 
+@pytest.fixture
+def machine():
+    with furnished() as made:
+        yield made
+
+
+class Shared:
+    """The machine of the last section, for the next one of the document that needs the same."""
+
+    def __init__(self) -> None:
+        self._of: tuple[str, frozenset[str]] | None = None
+        self._machine = contextlib.ExitStack()
+        self._made: Machine | None = None
+
+    def machine(self, blocks: list[Block]) -> Machine:
+        words = frozenset(word for block in blocks if obeyed(block) for word in block.words)
+        common = next((one for one in SHARE if words <= one), None)
+        of = None if common is None else (blocks[0].document, common)
+        if self._made is None or of is None or of != self._of:
+            self.close()
+            self._made = self._machine.enter_context(furnished())
+        self._of = of
+        self._made.begin()
+        return self._made
+
+    def close(self) -> None:
+        self._machine.close()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with contextlib.closing(Shared()) as made:
+        yield made
+
+
 @pytest.mark.parametrize("blocks", sections())
-def test_the_commands_of_a_section_do_what_they_are_for(blocks, machine):
+def test_the_commands_of_a_section_do_what_they_are_for(blocks, shared):
+    machine = shared.machine(blocks)
     for block in blocks:
         if block.path:
             machine.write(block.path, block.text, 0o755 if block.language == "sh" else 0o600)
     for block in blocks:
-        if runs_here(block) and not block.path:
+        if obeyed(block):
             for word in block.words:
                 machine.prepare(word)
             run = show if block.language == "console" else obey
