@@ -1,4 +1,4 @@
-"""The fenced blocks of the documents: commands, configurations, output.
+"""The fenced blocks of README, docs and contrib: commands, configurations, output.
 
 The words behind the three backticks say what a block is and what the tests do with it; readers see
 none but the first one's colours.
