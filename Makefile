@@ -43,7 +43,7 @@ run: $(VENV)/.package
 
 test: $(VENV)/.tools peers
 	@$(BIN)/python -m compileall -q tofmipd
-	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin" $(BIN)/python -m pytest \
+	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin" PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
 	    --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.tools
