@@ -22,7 +22,6 @@ from village import Village, Villager, children, status
 # The command line as always; settings and constants replaced before anything is forked.
 _START = """\
 import importlib, sys
-from dataclasses import replace
 from tofmipd import cli
 for place, value in {constants!r}.items():
     module, _, name = place.rpartition(".")
@@ -32,8 +31,8 @@ for place, value in {constants!r}.items():
 usual = cli.settings_from
 def settings_from(arguments):
     settings = usual(arguments)
-    settings = replace(settings, limits=replace(settings.limits, **{limits!r}))
-    return replace(settings, global_mode=replace(settings.global_mode, **{mode!r}))
+    limits = settings.limits._replace(**{limits!r})
+    return settings._replace(limits=limits, global_mode=settings.global_mode._replace(**{mode!r}))
 cli.settings_from = settings_from
 sys.exit(cli.main())
 """
