@@ -225,7 +225,7 @@ def test_the_helper_has_one_descriptor_more_than_nothing_and_no_environment(monk
 def test_nothing_of_an_attempt_stays_open_or_unburied(attempt):
     ours = len(os.listdir("/proc/self/fd"))
     with helping(attempt) as place, ThreadPoolExecutor(8) as pool:
-        for answer in [pool.submit(place.ask, seconds=SHORT) for _ in range(40)]:
+        for answer in [pool.submit(place.ask, seconds=SHORT) for _ in range(16)]:
             answer.result()
         wait_for(lambda: kept_by(place) == NOTHING)
         assert not children_of(place.pid)
@@ -354,7 +354,7 @@ def test_each_of_many_at_once_gets_its_own_answer():
         return (YES if credentials.password.startswith(b"right") else NO), credentials.user
 
     with helping(judge) as place, ThreadPoolExecutor(16) as pool:
-        logins = [(f"user{n}", b"%s%d" % (b"right" if n % 3 else b"wrong", n)) for n in range(200)]
+        logins = [(f"user{n}", b"%s%d" % (b"right" if n % 3 else b"wrong", n)) for n in range(64)]
         answers = pool.map(lambda login: place.ask(credentials=Password(*login)), logins)
         for (user, password), (verdict, words) in zip(logins, answers, strict=True):
             assert (verdict, words) == (YES if b"right" in password else NO, user)
