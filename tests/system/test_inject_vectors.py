@@ -12,7 +12,6 @@ import hmac
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,10 @@ from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import forge
 import pytest
 from fakes import FakeNextHop, server_context
-from running import HOST, LIMIT_SECONDS, PROGRAM, Home, environment, host_name
+from running import HOST, LIMIT_SECONDS, Home, environment, host_name
 from test_tmda_vectors import (
     FILTER_DEFECTS,
     FILTERS,
@@ -69,20 +69,11 @@ def tofmipd(
 ) -> Ended:
     """Run it to its end with this on its standard input."""
     since = time.time()
-    with subprocess.Popen(
-        [PROGRAM, *arguments],
-        env=environment(Home(home)) | variables,
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        try:
-            out, err = process.communicate(message, LIMIT_SECONDS)
-        finally:
-            process.kill()
-    text = (out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape"))
-    return Ended(process.returncode, *text, process.pid, since, time.time())
+    given = environment(Home(home)) | variables
+    assert forge.can_run(given)
+    ended = forge.run(arguments, given, message=message, limit_seconds=LIMIT_SECONDS)
+    text = (octets.decode(errors="surrogateescape") for octets in (ended.out, ended.err))
+    return Ended(ended.status, *text, ended.pid, since, time.time())
 
 
 # Messages

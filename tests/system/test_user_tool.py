@@ -14,6 +14,7 @@ import termios
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forge
 import pytest
 from clients import CLIENTS, Mail, dialogue, plain
 from running import HOST, LIMIT_SECONDS, PROGRAM, Home, cannot_run, environment, run, wait_until
@@ -36,8 +37,12 @@ def user(
     home: Home, *words: str, text: str = "", before: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the tool with this on its standard input, and without a terminal."""
+    command = ["user", *words, "--personal"]
+    if not before:
+        ended = forge.run(command, environment(home), "/", text.encode(), 3 * LIMIT_SECONDS)
+        return ended.as_completed()
     return subprocess.run(
-        [*before, PROGRAM, "user", *words, "--personal"],
+        [*before, PROGRAM, *command],
         env=environment(home),
         cwd="/",
         input=text,
