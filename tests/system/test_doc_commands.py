@@ -79,6 +79,7 @@ class Shared:
         return self._made
 
     def close(self) -> None:
+        self._made = None
         self._machine.close()
 
 
