@@ -197,6 +197,21 @@ BROKEN = {
         ["-p127.0.0.1:9", "-p127.0.0.1:9"],
         ["--proxyport: 127.0.0.1:9 is there twice"],
     ),
+    "an address twice by two names": (
+        {},
+        ["-p127.0.0.1:9", "-plocalhost:9"],
+        ["--proxyport: localhost:9 is there twice, also as 127.0.0.1:9"],
+    ),
+    "an address among all": (
+        {},
+        ["-p0.0.0.0:65533", "-p127.0.0.1:65533"],
+        ["--proxyport: 127.0.0.1:65533 and 0.0.0.0:65533 cannot both be listened on: one of"],
+    ),
+    "no pid file": (
+        {"precious": "mine"},
+        ["--pid-file=precious"],
+        ["--pid-file: cannot write the pid file {home}/precious: something else is in it"],
+    ),
     "an address of nobody here": (
         {},
         ["-p192.0.2.1:0"],

@@ -10,6 +10,8 @@ import stat
 
 from tofmipd.errors import CANT_CREATE, UNAVAILABLE, Fatal
 
+_ELSE = "something else is in it"
+
 
 class PidFile:
     """Takes the file at once, so that there is one daemon for it.  Raises Fatal.
@@ -50,14 +52,33 @@ class PidFile:
             return False
 
 
+def fault_of(path: str) -> str:
+    """Why a file that is there is no pid file, "" where nothing speaks against it."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return _reason(error)
+    try:
+        return "" if _is_pid_file(descriptor) else _ELSE
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
+
+
 def _locked(path: str) -> int:
     """A descriptor of the file, which this process has now.  Raises Fatal."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, 0o644)
     except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise Fatal(CANT_CREATE, f"cannot write the pid file {path}: {reason}") from None
+        text = f"cannot write the pid file {path}: {_reason(error)}"
+        raise Fatal(CANT_CREATE, text) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -67,8 +88,7 @@ def _locked(path: str) -> int:
         raise Fatal(UNAVAILABLE, text) from None
     if not _is_pid_file(descriptor):
         os.close(descriptor)
-        text = f"cannot write the pid file {path}: something else is in it"
-        raise Fatal(CANT_CREATE, text)
+        raise Fatal(CANT_CREATE, f"cannot write the pid file {path}: {_ELSE}")
     return descriptor
 
 

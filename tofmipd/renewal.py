@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from tofmipd.errors import CONFIG, PERMISSION, UNAVAILABLE, Fatal
-from tofmipd.server import ListenError, bind
+from tofmipd.server import ListenError, address_of, bind
 from tofmipd.settings import Listen, Options, Scripts, Settings
 
 log = logging.getLogger(__name__)
@@ -129,15 +129,7 @@ def _is_for(where: Listen, bound: Bound) -> bool:
     before, sock = bound
     if (where.port, where.ipv6) != (before.port, before.ipv6):
         return False
-    if where.host == before.host:
-        return True
-    try:
-        found = socket.getaddrinfo(
-            where.host or None, where.port, sock.family, sock.type, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError):
-        return False
-    return bool(found[0][4][:2] == sock.getsockname()[:2])
+    return where.host == before.host or address_of(where) == sock.getsockname()[0]
 
 
 def close(sockets: Iterable[socket.socket], but: Iterable[socket.socket] = ()) -> None:

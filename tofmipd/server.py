@@ -311,6 +311,17 @@ def bind(listen: Listen, *, listens: bool = True) -> socket.socket:
     return sock
 
 
+def address_of(listen: Listen) -> str:
+    """The number that the host has for ``bind``, "" where it has none now."""
+    family = socket.AF_INET6 if listen.ipv6 else socket.AF_INET
+    host, flags = listen.host or None, socket.AI_PASSIVE
+    try:
+        found = socket.getaddrinfo(host, listen.port, family, socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):
+        return ""
+    return str(found[0][4][0])
+
+
 class Listener(socketserver.ThreadingTCPServer):
     """Accepts on a listening socket and starts a thread for each client.
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tofmipd import pidfile
 from tofmipd.auth.files import SourceFileError, without_waiting
 from tofmipd.auth.ipmap import IpMap
 from tofmipd.auth.passwordfile import PasswordFileError
@@ -200,6 +201,8 @@ def _places(report: Report, settings: Settings) -> None:
     for name, what in (("log_file", "log file"), ("pid_file", "pid file")):
         path = getattr(settings, name)
         fault = why_not_writable(path) if path else ""
+        if path and not fault and name == "pid_file":
+            fault = pidfile.fault_of(path)
         if fault:
             report.blame(f"cannot write the {what} {path}: {fault}", name)
     if settings.configdir and not os.path.isdir(settings.configdir):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tofmipd.commands.checkreport import Report
 from tofmipd.options import COMMANDS
-from tofmipd.server import ListenError, bind
+from tofmipd.server import ListenError, address_of, bind
 from tofmipd.settings import Listen, Settings
 
 _LISTENING = "0A"
@@ -25,16 +25,16 @@ def check_ports(report: Report, settings: Settings) -> None:
     """An address that a running tofmipd has is as good as free."""
     before = len(report.faults)
     numbers = {"proxyport": 0, "ipv6proxyport": 0}
-    seen: set[tuple[str, int, bool]] = set()
+    seen: list[Listen] = []
     for where in settings.listen:
         name = "ipv6proxyport" if where.ipv6 else "proxyport"
         index = numbers[name]
         numbers[name] += 1
-        place = (where.host, where.port, where.ipv6)
-        if where.port and place in seen:
-            report.blame(f"{where} is there twice", name, index)
+        fault = next(filter(None, (_fault_of_two(one, where) for one in seen)), "")
+        if fault:
+            report.blame(fault, name, index)
             continue
-        seen.add(place)
+        seen.append(where)
         try:
             bind(where, listens=False).close()
         except ListenError as error:
@@ -46,6 +46,18 @@ def check_ports(report: Report, settings: Settings) -> None:
                 report.blame(f"{error}{by}", name, index)
     if len(report.faults) == before:
         report.good.append(f"listen: {', '.join(map(str, settings.listen))}")
+
+
+def _fault_of_two(one: Listen, other: Listen) -> str:
+    """Why not both can be listened on, "" if they can."""
+    if not one.port or (one.port, one.ipv6) != (other.port, other.ipv6):
+        return ""
+    first, second = address_of(one), address_of(other)
+    if first and first == second:
+        return f"{other} is there twice" + ("" if one.host == other.host else f", also as {one}")
+    if {first, second} & {"0.0.0.0", "::"}:
+        return f"{other} and {one} cannot both be listened on: one of them is all addresses"
+    return ""
 
 
 def _holder(where: Listen) -> str:
