@@ -5,9 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from tofmipd.errors import SOFTWARE, Fatal
+
+
+def open_missing(descriptors: Iterable[int]) -> None:
+    """Have nothing on those that whoever started this has closed.
+
+    What is opened next would get their numbers, and what is printed, or put there later, would
+    hit it.
+    """
+    for descriptor in descriptors:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null == descriptor:
+                os.set_inheritable(null, True)
+            else:
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
 def be_deaf() -> None:
@@ -49,8 +68,9 @@ class Background:
     """
 
     def __init__(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         reader, self._writer = os.pipe()
         if os.fork():
             os.close(self._writer)

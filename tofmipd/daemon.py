@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from tofmipd import cpus, systemd
 from tofmipd import log as log_module
-from tofmipd.background import Background, be_deaf, catch_signals, detach
+from tofmipd.background import Background, be_deaf, catch_signals, detach, open_missing
 from tofmipd.dates import rfc5322_date
 from tofmipd.errors import CANT_CREATE, CONFIG, Fatal
 from tofmipd.onesession import Connection
@@ -58,6 +58,7 @@ def run(
         except Fatal:
             connection.refuse()
             raise
+    open_missing((0, 1, 2))
     set_up_log(settings)
     check_scripts(settings.scripts)
     settings, sockets = with_sockets(settings, passed)

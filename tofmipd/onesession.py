@@ -292,6 +292,13 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
     """
     discretion = Discretion(os.environ)
     try:
+        os.fstat(2)
+    except OSError:
+        # The connection would get its number, and programs that are started would complain there.
+        from tofmipd.background import open_missing
+
+        open_missing((2,))
+    try:
         # In the foreground log lines go to standard error.
         status = run([*arguments, "-b" if discretion.needed else "-f"])
     except SystemExit as end:

@@ -212,6 +212,21 @@ def test_the_background_is_the_default(home, tmp_path):
     wait_until(lambda: log.read_text().endswith("stopped\n"), "the end of the daemon")
 
 
+def test_who_closes_all_descriptors_starts_it_as_well(home, hop, tmp_path):
+    """What it opens must not get the numbers that are for nothing in the background."""
+    port, pid_file = free_port(), tmp_path / "pid"
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", PROGRAM, "--personal"]
+    options = ["-p", f"{HOST}:{port}", "--pid-file", str(pid_file)]
+    result = subprocess.run([*command, *options], env=environment(home), check=False, timeout=20)
+    assert result.returncode == 0
+    assert greets(port)
+    pid = int(pid_file.read_text())
+    names = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
+    assert names == [os.devnull] * 3
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not pid_file.exists(), "the end of the daemon")
+
+
 def test_what_is_wrong_is_said_before_it_detaches(home):
     """TO-17."""
     with socket.create_server((HOST, 0)) as taken:

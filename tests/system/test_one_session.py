@@ -243,6 +243,16 @@ def test_letters_before_it_make_no_difference(home):
     assert heard.removeprefix(greeting().encode()) == UNAVAILABLE
 
 
+def test_the_connection_never_becomes_standard_error(home):
+    """Where that is closed: programs that are started complain there."""
+    closed = ("sh", "-c", 'exec "$@" 2>&-', "sh", *PERSONAL)
+    with served(home, program=closed) as session:
+        assert session.client.recv(1000) == greeting().encode()
+        session.client.sendall(b"NOOP\r\n")
+        assert session.client.recv(1000).startswith(b"250 2.0.0")
+        assert os.readlink(f"/proc/{session.process.pid}/fd/2") == os.devnull
+
+
 def test_a_person_at_a_terminal_can_speak(home):
     with at_terminal(PERSONAL, environment(home)) as person:
         person.expect("220 ")
