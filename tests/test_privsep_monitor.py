@@ -349,3 +349,25 @@ def test_a_server_that_is_not_to_serve_after_all_keeps_its_clients(court: Court,
     assert monitor._crews()[1:] == [successor]
     for channel in others:
         channel.close()
+
+
+def test_workers_that_a_change_replaces_keep_nobody_waiting(court: Court) -> None:
+    """However many changes there are while their next hops take their time."""
+    monitor = court.monitor
+    crew, server = monitor._crew, monitor._crew.server.child
+    assert server is not None
+    crew.proved(5, ANNA)
+    others = []
+    for number in range(3):
+        ours, theirs = Channel.pair()
+        ours.never_wait()
+        others.append(theirs)
+        worker = Worker("worker", NOBODY - 10 - number, ours, identity=ANNA)
+        monitor._adopt(worker)
+        monitor._workers.add(worker)
+        monitor._change = Change(crew.plan, lambda: None, lambda: None)
+        monitor._change_over(Crew(crew.plan))
+    monitor._grant(server, Control(Kind.GRANT, 5))
+    assert [session for _, _, session in monitor._queue] == [5]
+    for channel in others:
+        channel.close()

@@ -277,7 +277,9 @@ class Monitor:
             if crew.server.child is not None:
                 self._send(crew.server.child, Control(Kind.STOP))
         self._dissolve(old)
-        for worker in self._workers.all():
+        for worker in self._workers.serving():
+            # Not of its own will: what it has begun keeps nobody from another one.
+            worker.replaced = True
             self._dismiss(worker)
         if self._chores.base != self._plan.outboxes:
             self._chores = Chores(self._plan.outboxes)

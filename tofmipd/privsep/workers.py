@@ -13,11 +13,12 @@ from tofmipd.privsep.identity import Identity
 @dataclass(slots=True, kw_only=True)
 class Worker(Child):
     """``frames`` and ``lines`` count what it has said; ``born`` is when it was made, ``used`` when
-    it was used last (time.monotonic())."""
+    it was used last (time.monotonic()).  It is ``replaced`` when it leaves for other options."""
 
     identity: Identity
     frames: int = 0
     lines: int = 0
+    replaced: bool = False
     born: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
 
@@ -41,6 +42,9 @@ class Workers:
     def all(self) -> list[Worker]:
         return list(self._all.values())
 
+    def serving(self) -> list[Worker]:
+        return list(self._serving.values())
+
     def add(self, worker: Worker) -> None:
         self._all[worker.pid] = worker
         self._serving[worker.identity] = worker
@@ -50,9 +54,12 @@ class Workers:
         return self._serving.get(identity)
 
     def leaving_of(self, identity: Identity) -> int:
-        """How many of an identity have been asked to leave and have not yet."""
+        """How many of an identity have been asked to leave and have not yet; those that are
+        replaced may take their time."""
         return sum(
-            worker.identity == identity and self._serving.get(identity) is not worker
+            worker.identity == identity
+            and self._serving.get(identity) is not worker
+            and not worker.replaced
             for worker in self._all.values()
         )
 
