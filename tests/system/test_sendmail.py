@@ -103,7 +103,7 @@ def test_in_global_mode_the_program_of_the_system_is_run_as_the_user(village, po
     inside = dataclasses.replace(village, program=(*words, *village.program))
     with inside.daemon() as daemon:
         for person in (bobby, chloe):
-            to, login = f"{person.name}@example.net", (person.name, person.password)
+            to, login = f"{person.name}.sendmail@example.net", (person.name, person.password)
             reply = submit(
                 daemon.port, to, message=HEADER + BODY, login=login[0], password=login[1]
             )
