@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def test_what_is_bound_to_a_channel_is_offered_where_there_is_one(serving):
     with bound(serving.secure) as (talk, _):
         assert mechanisms(talk) == ["PLAIN", "LOGIN", "CRAM-MD5", *ALONE, *BOUND]
     context = client_context()
-    context.maximum_version = context.minimum_version.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     with encrypted(serving.secure, context) as talk:
         assert mechanisms(talk) == ["PLAIN", "LOGIN", "CRAM-MD5", *ALONE]
 

@@ -450,8 +450,8 @@ def lives(pid: int) -> bool:
 
 
 def helper_of(pid: int) -> int:
-    """The process that makes attempts for another."""
-    (found,) = children(pid, "tofmipd-attempt")
+    """The process that makes attempts for another, once it has its name."""
+    (found,) = wait_until(lambda: children(pid, "tofmipd-attempt"), "the helper")
     return found
 
 
