@@ -124,14 +124,19 @@ class GlobalDaemon:
         check_scripts(settings.scripts)
         make_places(settings, self.rights)
         sockets = listen(settings, zip(before.listen, self.sockets, strict=True))
-        successor = dataclasses.replace(
-            self,
-            settings=settings,
-            mode=settings.global_mode or self.mode,
-            sockets=tuple(sockets),
-            begun=[],
-            offer=Offer(frozenset()),
-        )
+        try:
+            successor = dataclasses.replace(
+                self,
+                settings=settings,
+                mode=settings.global_mode or self.mode,
+                sockets=tuple(sockets),
+                begun=[],
+                offer=Offer(frozenset()),
+            )
+            plan = successor.plan()
+        except BaseException:
+            close(sockets, but=self.sockets)
+            raise
         # Children have it from their birth.
         _set_log_levels(settings)
 
@@ -144,7 +149,7 @@ class GlobalDaemon:
             _set_log_levels(before)
             close(sockets, but=self.sockets)
 
-        return Change(successor.plan(), applied, given_up)
+        return Change(plan, applied, given_up)
 
     def _descriptors(self) -> tuple[int, ...]:
         """Those that the server serves."""

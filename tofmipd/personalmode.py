@@ -185,7 +185,7 @@ class PersonalDaemon:
         sockets = listen(settings, zip(old.settings.listen, before, strict=True))
         try:
             parts = self._household.parts(settings)
-        except Fatal:
+        except BaseException:
             close(sockets, but=before)
             raise
         self._parts, self._sockets = parts, sockets

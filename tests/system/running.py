@@ -228,20 +228,8 @@ def tofmipd(
     listens on, if not those of ``listen``.
     """
     log = home.path / f"daemon-{time.monotonic_ns()}.log"
-    with log.open("wb") as output:
-        if user is not None:
-            os.chown(log, user, user)
-        process = subprocess.Popen(
-            [*program, "-f", *listen, *options],
-            env=environment(home) | dict(variables or {}),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
-        )
+    words = [*program, "-f", *listen, *options]
+    process = spawn(words, log, environment(home) | dict(variables or {}), user)
     with ending(process):
         daemon = Daemon(process, log, _places(process, log, count or len(listen) // 2))
         yield daemon
@@ -251,16 +239,14 @@ def tofmipd(
     assert "internal error" not in text, text
 
 
-@contextlib.contextmanager
-def started(
+def spawn(
     words: Sequence[str], log: Path, variables: Mapping[str, str], user: int | None = None
-) -> Iterator[None]:
-    """Run a command that starts a daemon in the foreground, whose lines go to ``log``.
-
-    It says where it listens, ends by SIGTERM with status 0, and has no traceback to show.
-    """
+) -> subprocess.Popen[bytes]:
+    """Start a command whose output goes to ``log``, as another user if one is given."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        if user is not None:
+            os.chown(log, user, user)
+        return subprocess.Popen(
             words,
             env=dict(variables),
             cwd="/",
@@ -271,6 +257,17 @@ def started(
             group=user,
             extra_groups=None if user is None else [],
         )
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str], log: Path, variables: Mapping[str, str], user: int | None = None
+) -> Iterator[None]:
+    """Run a command that starts a daemon in the foreground, whose lines go to ``log``.
+
+    It says where it listens, ends by SIGTERM with status 0, and has no traceback to show.
+    """
+    process = spawn(words, log, variables, user)
     with ending(process):
 
         def listens() -> bool:

@@ -7,14 +7,13 @@ import dataclasses
 import os
 import pwd
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks import BLOCKS
 from certificates import authority
-from running import HOST, ending, free_port, wait_until
+from running import HOST, ending, free_port, spawn, wait_until
 
 ROOT = Path(__file__).parents[2]
 # What the examples name.
@@ -161,18 +160,7 @@ def listening(
 ) -> Iterator[None]:
     """A program in the foreground that listens on the port; ended afterwards."""
     output = directory / "superserver.log"
-    with output.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            env={"PATH": os.environ["PATH"] + ":/usr/sbin"},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-            user=uid,
-            group=uid,
-            extra_groups=None if uid is None else [],
-        )
+    process = spawn(command, output, {"PATH": os.environ["PATH"] + ":/usr/sbin"}, uid)
     with ending(process):
 
         def ready() -> bool:
