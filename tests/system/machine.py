@@ -21,6 +21,7 @@ ip link set lo up
 mount -t tmpfs none "$1"
 cp -a /etc/. "$1"
 mount --bind "$1" /etc
+touch "$3"
 mount -t tmpfs none /var/spool
 mount --bind "$2" /usr/sbin/sendmail
 rm -rf /etc/tofmipd /etc/tofmipd.conf /etc/tofmipd.d /etc/pam.d/tofmipd
@@ -28,6 +29,8 @@ if getent passwd tofmipd >/dev/null; then userdel tofmipd; fi
 echo ready
 exec cat
 """
+# Only the machine has it.
+_MARK = "/etc/machine-of-a-test"
 # Debian's programs of administrators are in sbin.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -83,7 +86,7 @@ def new_machine(directory: Path, sendmail: Path, variables: dict[str, str]) -> I
     etc = directory / "etc"
     etc.mkdir()
     holder = subprocess.Popen(
-        ["unshare", "--mount", "--net", "sh", "-c", _PREPARE, "sh", str(etc), str(sendmail)],
+        ["unshare", "--mount", "--net", "sh", "-c", _PREPARE, "sh", str(etc), str(sendmail), _MARK],
         env={**os.environ, "PATH": _PATH},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -95,4 +98,8 @@ def new_machine(directory: Path, sendmail: Path, variables: dict[str, str]) -> I
         if holder.stdout.readline() != "ready\n":
             assert holder.stderr is not None
             cannot_run(f"no machine of its own can be had here: {holder.stderr.read().strip()}")
-        yield Machine(holder.pid, variables)
+        machine = Machine(holder.pid, variables)
+        # In a chroot the namespaces' root is the one outside, and root's commands would change it.
+        if machine.run(f"test -e {_MARK}").returncode != 0:
+            cannot_run("nsenter leads to another root: root's tests need a machine, not a chroot")
+        yield machine

@@ -17,6 +17,7 @@ from certificates import authority
 from running import (
     HOST,
     PROGRAM,
+    Daemon,
     ending,
     environment,
     free_port,
@@ -58,32 +59,33 @@ def ear(tmp_path: Path) -> Iterator[Ear]:
         yield made
 
 
-def test_a_personal_daemon_tells_how_it_is(tmp_path, ear):
-    home = make_home(tmp_path, DISCARD)
-    variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
-    with tofmipd(home, variables=variables) as daemon:
-        assert f"MAINPID={daemon.pid}" in ear.hears("READY=1")
-        for _ in range(3):
-            ear.hears("WATCHDOG=1")
-        daemon.process.send_signal(signal.SIGHUP)
-        ear.hears("RELOADING=1\nMONOTONIC_USEC=")
-        ear.hears("READY=1")
-        assert daemon.stop() == 0
-        ear.hears("STOPPING=1")
+@pytest.fixture
+def hearing(tmp_path: Path, ear: Ear) -> dict[str, str]:
+    """The environment of a service that the ear hears, and that must say often that it lives."""
+    return {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+
+
+def lives_and_tells(daemon: Daemon, ear: Ear) -> None:
+    """From its start over a reload to its end."""
+    assert f"MAINPID={daemon.pid}" in ear.hears("READY=1")
+    for _ in range(3):
+        ear.hears("WATCHDOG=1")
+    daemon.process.send_signal(signal.SIGHUP)
+    ear.hears("RELOADING=1\nMONOTONIC_USEC=")
+    ear.hears("READY=1")
+    assert daemon.stop() == 0
+    ear.hears("STOPPING=1")
+
+
+def test_a_personal_daemon_tells_how_it_is(tmp_path, ear, hearing):
+    with tofmipd(make_home(tmp_path, DISCARD), variables=hearing) as daemon:
+        lives_and_tells(daemon, ear)
 
 
 @pytest.mark.root
-def test_so_does_the_monitor(village, tmp_path, ear):
-    variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
-    with village.daemon(variables=variables) as daemon:
-        assert f"MAINPID={daemon.pid}" in ear.hears("READY=1")
-        for _ in range(3):
-            ear.hears("WATCHDOG=1")
-        daemon.process.send_signal(signal.SIGHUP)
-        ear.hears("RELOADING=1")
-        ear.hears("READY=1")
-        assert daemon.stop() == 0
-        ear.hears("STOPPING=1")
+def test_so_does_the_monitor(village, ear, hearing):
+    with village.daemon(variables=hearing) as daemon:
+        lives_and_tells(daemon, ear)
 
 
 # Does what systemd does: listen, say so, become the service.
